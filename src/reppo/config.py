@@ -1,0 +1,191 @@
+"""Options and presets. One flat frozen dataclass: every field is an option of the command line and of ``reppo.Config``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from reppo.nets import NormKind
+
+Precision = Literal["highest", "high", "default"]
+
+
+class ConfigError(ValueError):
+    """A user's mistake: one line that says what is wrong and what to do. The command line exits with code 2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A complete REPPO configuration. The defaults are the ``paper-large`` preset."""
+
+    # ---- budget and data
+    total_steps: int = 50_000_000
+    """Environment steps of the whole run, per seed."""
+    num_envs: int = 1024
+    """N: environments stepped in parallel."""
+    num_steps: int = 128
+    """T: steps of each environment per iteration."""
+    num_minibatches: int = 64
+    """Minibatches per epoch; must divide num_envs * num_steps."""
+    num_epochs: int = 8
+    """E: passes over each batch before it is discarded."""
+
+    # ---- returns
+    gamma: float = 0.99
+    """Discount per environment step."""
+    lambda_: float = 0.95
+    """TD-lambda of the multi-step targets."""
+    target_samples: int = 4
+    """S: action samples that average each target's value and entropy."""
+
+    # ---- policy and its constraint
+    estimator: Literal["pathwise", "score_q", "score_gae"] = "pathwise"
+    """Policy-gradient estimator; the last two are the paper's ablations."""
+    estimator_samples: int = 16
+    """Action samples per state of score_q."""
+    kl_mode: Literal["gate", "penalty", "none"] = "gate"
+    """gate: per state, objective or KL; penalty: objective + beta KL; none."""
+    kl_bound: float = 0.1
+    """Bound on KL between rollout policy and new policy, in nats, per state."""
+    kl_estimator: Literal["closed_form", "sampled"] = "closed_form"
+    """How that KL is computed."""
+    kl_samples: int = 16
+    """Samples per state of the sampled KL."""
+    kl_direction: Literal["forward", "reverse"] = "forward"
+    """forward: KL(old || new); reverse: KL(new || old)."""
+    initial_alpha: float = 0.01
+    """Entropy temperature at the start."""
+    initial_beta: float = 0.01
+    """KL multiplier at the start."""
+    learn_alpha: bool = True
+    """Adapt alpha to the target entropy; otherwise it stays as it starts."""
+    learn_beta: bool = True
+    """Adapt beta to the KL bound; otherwise it stays as it starts."""
+    target_entropy_per_action: float = -0.5
+    """Target entropy divided by the number of action dimensions, in nats."""
+
+    # ---- critic
+    hl_gauss: bool = True
+    """Categorical critic with HL-Gauss targets; otherwise a scalar critic and squared error."""
+    num_bins: int = 151
+    """K: bins of the categorical critic."""
+    v_min: float | None = None
+    """Lower end of the value support; unset: the environment's suggestion."""
+    v_max: float | None = None
+    """Upper end of the value support; unset: the environment's suggestion."""
+    aux_weight: float = 1.0
+    """Weight of the auxiliary task: predict next embedding and reward."""
+
+    # ---- networks
+    actor_width: int = 512
+    """Hidden width of the actor."""
+    critic_width: int = 512
+    """Hidden width of the critic."""
+    actor_layers: int = 3
+    """Linear layers of the actor."""
+    critic_layers: int = 2
+    """Linear layers of the critic's encoder, of its head and of its predictor."""
+    norm: NormKind = "rms"
+    """Normalisation after each hidden layer."""
+    min_std: float = 0.0
+    """Added to the policy's standard deviation."""
+    actor_obs: tuple[str, ...] = ()
+    """Keys of a dict observation that the actor sees; unset: the environment's suggestion."""
+    critic_obs: tuple[str, ...] = ()
+    """Keys of a dict observation that the critic sees; unset: the environment's suggestion."""
+    normalize_observations: bool = True
+    """Running mean and variance per observation dimension, frozen within an iteration."""
+
+    # ---- optimiser
+    learning_rate: float = 3e-4
+    """Adam's learning rate, of both networks."""
+    dual_learning_rate: float = 3e-4
+    """Adam's learning rate of log alpha and log beta."""
+    anneal_learning_rate: bool = False
+    """Decay both learning rates linearly to zero over the run."""
+    max_grad_norm: float = 0.5
+    """Gradients are clipped to this global norm."""
+
+    # ---- environment
+    episode_length: int | None = None
+    """Time limit in steps; unset: the environment's own."""
+    stagger_episodes: bool = True
+    """Start the environments at random points of their time limit, so that episodes do not end in step."""
+
+    # ---- evaluation
+    num_evals: int = 20
+    """Evaluations, evenly over the run; the last one is at its end."""
+    eval_episodes: int = 128
+    """Fresh greedy episodes per evaluation."""
+
+    # ---- numerics
+    precision: Precision = "highest"
+    """Matrix products: highest is float32; default lets a GPU use TF32."""
+
+    @property
+    def batch_size(self) -> int:
+        """Environment steps per iteration, ``N T``."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def num_iterations(self) -> int:
+        """Iterations of the run: enough to reach ``total_steps``."""
+        return -(-self.total_steps // self.batch_size)
+
+    def validate(self) -> None:
+        """Raise `ConfigError` at the first value that cannot be trained with."""
+        positive = (
+            "total_steps num_envs num_steps num_minibatches num_epochs target_samples kl_samples kl_bound initial_alpha "
+            "initial_beta actor_width critic_width actor_layers learning_rate dual_learning_rate max_grad_norm "
+            "eval_episodes num_evals"
+        )
+        for name in positive.split():
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.batch_size % self.num_minibatches:
+            raise ConfigError(
+                f"num_minibatches ({self.num_minibatches}) must divide num_envs * num_steps "
+                f"({self.num_envs} * {self.num_steps} = {self.batch_size})"
+            )
+        for name, low, high in (("gamma", 0, 1), ("lambda_", 0, 1)):
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"{name} must be between {low} and {high}, got {getattr(self, name)}")
+        if self.critic_layers < 2:
+            raise ConfigError(f"critic_layers must be at least 2, got {self.critic_layers}")
+        if self.num_bins < 2:
+            raise ConfigError(
+                f"num_bins must be at least 2, got {self.num_bins} (for a scalar critic set hl_gauss to false)"
+            )
+        if self.estimator == "score_q" and self.estimator_samples < 2:
+            raise ConfigError(f"score_q needs estimator_samples >= 2 for its baseline, got {self.estimator_samples}")
+        if self.v_min is not None and self.v_max is not None and not self.v_min < self.v_max:
+            raise ConfigError(f"v_min must be below v_max, got [{self.v_min}, {self.v_max}]")
+
+
+PRESETS: dict[str, Config] = {
+    "paper-large": Config(),
+    "paper-medium": Config(num_steps=64, num_minibatches=32),
+    "paper-small": Config(num_steps=32, num_minibatches=16),
+    "cpu": Config(
+        total_steps=400_000,
+        num_envs=64,
+        num_steps=32,
+        num_minibatches=16,
+        num_epochs=4,
+        actor_width=64,
+        critic_width=64,
+        initial_alpha=0.1,
+        initial_beta=0.1,
+        learning_rate=1e-3,
+        dual_learning_rate=1e-3,
+        num_evals=10,
+        eval_episodes=64,
+    ),
+}
+
+
+def preset(name: str) -> Config:
+    """A named configuration: ``cpu``, ``paper-large``, ``paper-medium`` or ``paper-small``."""
+    if name not in PRESETS:
+        raise ConfigError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,121 @@
+"""Environments by name: ``suite:Task``, or ``path/to/file.py:MyEnv`` for one of your own."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from reppo.config import ConfigError
+from reppo.envs.base import Env, Transition
+from reppo.envs.spec import EnvSpec
+
+__all__ = ["SUITES", "Env", "EnvSpec", "Suite", "Transition", "make", "missing"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """A family of environments: which package it needs, what it offers, how one is built."""
+
+    package: str | None  #: importable package, None for our own
+    extra: str | None  #: the extra of ``pip install 'reppo[extra]'``
+    module: str  #: our adapter, with ``names()`` and ``make(name)``
+    about: str
+
+    def adapter(self) -> Any:
+        return importlib.import_module(self.module)
+
+
+SUITES: dict[str, Suite] = {
+    "playground": Suite(
+        "mujoco_playground", "playground", "reppo.envs.playground", "MuJoCo Playground: dm_control tasks and robots"
+    ),
+    "brax": Suite("brax", "brax", "reppo.envs.brax", "Brax: ant, halfcheetah, humanoid, ..."),
+    "gymnax": Suite("gymnax", "gymnax", "reppo.envs.gymnax", "gymnax: classic control with continuous actions"),
+    "probe": Suite(None, None, "reppo.envs.probes", "tiny environments with known values, for testing"),
+}
+
+
+def missing(suite: Suite) -> bool:
+    """Whether the suite's package is not installed."""
+    return suite.package is not None and importlib.util.find_spec(suite.package) is None
+
+
+def make(env: str | Env | type[Env] | Callable[[], Env], **options: Any) -> Env:
+    """An environment from its name, its class, a function that makes it, or itself.
+
+    Raises:
+        ConfigError: for a name that does not exist (with the nearest ones), or a package that is not installed.
+    """
+    if isinstance(env, Env):
+        return env
+    if not isinstance(env, str):
+        return _checked(env(), getattr(env, "__name__", str(env)))
+    suite_name, _, task = env.partition(":")
+    if suite_name.endswith(".py"):
+        return _from_file(Path(suite_name), task)
+    if not task or suite_name not in SUITES:
+        raise ConfigError(_unknown(env))
+    suite = SUITES[suite_name]
+    if missing(suite):
+        raise ConfigError(f"{env} needs {suite.package}: pip install 'reppo[{suite.extra}]'")
+    names = suite.adapter().names()
+    if task not in names:
+        raise ConfigError(f"{suite_name} has no task {task!r}{_nearest(task, names)}")
+    return suite.adapter().make(task, **options)
+
+
+def _nearest(word: str, names: list[str]) -> str:
+    by_lower = {name.lower(): name for name in names}
+    close = [by_lower[n] for n in difflib.get_close_matches(word.lower(), by_lower, n=3, cutoff=0.5)]
+    return f"; did you mean {' or '.join(close)}?" if close else "; `reppo envs` lists them"
+
+
+def _unknown(env: str) -> str:
+    """Why a name is no environment; a bare task name is looked for in the installed suites."""
+    suite_name, colon, task = env.partition(":")
+    if colon:
+        return f"no suite {suite_name!r}{_nearest(suite_name, list(SUITES))}"
+    candidates = [f"{s}:{n}" for s, suite in SUITES.items() if not missing(suite) for n in suite.adapter().names()]
+    exact = [c for c in candidates if c.partition(":")[2].lower() == env.lower()]
+    if exact:
+        return f"an environment is named suite:Task; did you mean {' or '.join(exact)}?"
+    by_task = {c.partition(":")[2]: c for c in candidates}
+    close = [by_task[t] for t in difflib.get_close_matches(env, by_task, n=3, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(close)}?" if close else "`reppo envs` lists them"
+    return f"an environment is named suite:Task, got {env!r}; {hint}"
+
+
+def _from_file(path: Path, name: str) -> Env:
+    """``path/to/file.py:MyEnv``: import the file and call the name."""
+    if not path.is_file():
+        raise ConfigError(f"no file {path}")
+    module_spec = importlib.util.spec_from_file_location(f"reppo_user_{path.stem}", path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{path} could not be imported: {type(error).__name__}: {error}") from error
+    if not name:
+        defined = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Env) and v is not Env]
+        raise ConfigError(f"name the environment: {path}:{defined[0] if defined else 'MyEnv'}")
+    if not hasattr(module, name):
+        raise ConfigError(f"{path} defines no {name!r}{_nearest(name, [k for k in vars(module) if not k.startswith('_')])}")
+    return _checked(getattr(module, name)(), f"{path}:{name}")
+
+
+def _checked(env: Any, name: str) -> Env:
+    if isinstance(env, Env):
+        return env
+    if all(hasattr(env, attribute) for attribute in ("reset", "step", "action_size", "observation_size")):
+        from reppo.envs.brax_style import BraxStyle
+
+        return BraxStyle(env, name, episode_length=1000, value_range=None)
+    raise ConfigError(f"{name} made a {type(env).__name__}, which is neither a reppo.Env nor a Brax environment")

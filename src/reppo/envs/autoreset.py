@@ -1,0 +1,125 @@
+"""``N`` copies of a JAX environment, with time limits and automatic resets that lose nothing.
+
+The stock wrappers of the field overwrite the terminal observation with the next episode's first one, and then merge
+termination with truncation. Here `TimeStep.next_obs` is always the true successor.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from reppo.envs.base import Env
+from reppo.types import PyTree, TimeStep
+
+
+class First(NamedTuple):
+    """First states of ``N`` episodes and their observations; leaves ``[N, ...]``."""
+
+    env: Any
+    obs: PyTree
+
+
+class AutoResetState(eqx.Module):
+    """State of ``N`` environments; leaves ``[N, ...]``."""
+
+    env: Any  #: the environments' own states
+    obs: PyTree  #: what the policy acts on next
+    first: First  #: the stored first states that a reset returns to
+    elapsed: jax.Array  #: steps since the episode began, for the time limit
+    episode_return: jax.Array  #: reward so far
+    whole: jax.Array  #: whether the episode began at its beginning (staggered first episodes did not)
+
+
+def where_rows(mask: jax.Array, x: PyTree, y: PyTree) -> PyTree:
+    """Row-wise select between two pytrees with leaves ``[N, ...]``."""
+
+    def select(a: jax.Array, b: jax.Array) -> jax.Array:
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            data = where_rows(mask, jax.random.key_data(a), jax.random.key_data(b))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(a))
+        return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b)
+
+    return jax.tree.map(select, x, y)
+
+
+def finite_rows(tree: PyTree) -> jax.Array:
+    """Rows of which every floating leaf ``[N, ...]`` is finite, bool ``[N]``."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.stack([jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim))) for x in leaves]).all(0)
+
+
+class AutoReset:
+    """A `reppo.types.VectorEnv` of ``num_envs`` copies of a JAX environment.
+
+    An environment whose episode ends returns to a stored first state, as in Brax and Playground, because a full reset
+    can cost hundreds of steps. The loop draws new first states every `refresh_every` steps, so that they do not stay
+    the same for the whole run.
+    """
+
+    def __init__(self, env: Env, num_envs: int, episode_length: int):
+        self.env = env
+        self.num_envs = num_envs
+        self.episode_length = episode_length
+        self.low = jnp.asarray(env.spec().action_low)
+        self.high = jnp.asarray(env.spec().action_high)
+        # Where a reset simulates 200 steps, as CheetahRun's does, four episodes of 1000 steps make it 5 % of the cost.
+        self.refresh_every = 1 if env.cheap_reset else 4 * episode_length
+
+    def first(self, key: jax.Array) -> First:
+        """Draw ``N`` new first states: the costly part of a reset."""
+        return First(*jax.vmap(self.env.reset)(jax.random.split(key, self.num_envs)))
+
+    def begin(self, first: First, stagger: jax.Array | None = None) -> AutoResetState:
+        """Begin an episode everywhere. With a key ``stagger``, each starts at a random point of its time limit, so that
+        the environments do not end in step."""
+        elapsed = jnp.zeros(self.num_envs, jnp.int32)
+        if stagger is not None:
+            elapsed = jax.random.randint(stagger, (self.num_envs,), 0, self.episode_length)
+        # Copies, because the loop donates this state's buffers and one buffer can be donated only once.
+        env, obs = jax.tree.map(jnp.copy, (first.env, first.obs))
+        return AutoResetState(env, obs, first, elapsed, jnp.zeros(self.num_envs), elapsed == 0)
+
+    def refresh(self, state: AutoResetState, first: First) -> AutoResetState:
+        """Replace the stored first states; running episodes go on."""
+        return eqx.tree_at(lambda s: s.first, state, first)
+
+    def step(self, state: AutoResetState, action: jax.Array, key: jax.Array) -> tuple[AutoResetState, TimeStep]:
+        """Step every environment with an action ``[N, A]`` in [-1, 1], mapped affinely to the bounds.
+
+        A row whose successor or reward is not finite is no transition: it is reported as invalid, its numbers are
+        replaced so that they can reach nothing, and only that environment is reset.
+        """
+        key_step, key_reset = jax.random.split(key)
+        scaled = self.low + (action + 1) / 2 * (self.high - self.low)
+        env, (next_obs, reward, terminated) = jax.vmap(self.env.step)(
+            state.env, scaled, jax.random.split(key_step, self.num_envs)
+        )
+        reward = reward.astype(jnp.float32)
+        valid = finite_rows((next_obs, reward))
+        next_obs = where_rows(valid, next_obs, state.obs)
+        reward = jnp.where(valid, reward, 0.0)
+        terminated = terminated.astype(bool) & valid
+        elapsed = state.elapsed + 1
+        truncated = (elapsed >= self.episode_length) & ~terminated & valid
+
+        done = terminated | truncated | ~valid
+        episode_return = state.episode_return + reward
+        info = {
+            "episode_return": episode_return,
+            "episode_length": elapsed,
+            "episode_done": (terminated | truncated) & state.whole,
+        }
+        fresh = jax.vmap(self.env.reseed)(state.first.env, jax.random.split(key_reset, self.num_envs))
+        next_state = AutoResetState(
+            env=where_rows(done, fresh, env),
+            obs=where_rows(done, state.first.obs, next_obs),
+            first=state.first,
+            elapsed=jnp.where(done, 0, elapsed),
+            episode_return=jnp.where(done, 0.0, episode_return),
+            whole=state.whole | done,
+        )
+        return next_state, TimeStep(next_state.obs, next_obs, reward, terminated, truncated, valid, info)

@@ -1,0 +1,71 @@
+"""The interface of an environment written in JAX: four facts and two functions."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from reppo.envs.spec import EnvSpec, shape_of, suggest_keys
+from reppo.types import PyTree
+
+
+class Transition(NamedTuple):
+    """What `Env.step` returns beside the state: one environment, no batch axis."""
+
+    obs: PyTree  #: the true successor; the environment never resets itself
+    reward: jax.Array  #: float scalar
+    terminated: jax.Array  #: bool scalar: the task is over and nothing follows. A time limit is not termination.
+
+
+class Env(abc.ABC):
+    """One environment as pure functions, to be traced by JAX. Subclass it in a file of your own and train it with
+    ``reppo train path/to/file.py:MyEnv``.
+
+    It neither resets itself nor counts its time: `reppo.envs.autoreset.AutoReset` does both, for every environment in
+    the same way.
+    """
+
+    action_size: int
+    action_low: float | np.ndarray = -1.0  #: bounds of the action that `step` receives, scalar or ``[A]``
+    action_high: float | np.ndarray = 1.0
+    episode_length: int = 1000  #: time limit in steps; the episode is then truncated, not terminated
+    value_range: tuple[float, float] | None = None  #: smallest and largest discounted return; the critic's support
+    max_return: float | None = None  #: the best possible episode return, where it is known
+    cheap_reset: bool = True  #: whether a reset costs no more than a step
+
+    @abc.abstractmethod
+    def reset(self, key: jax.Array) -> tuple[Any, PyTree]:
+        """A first state, any pytree, and its observation, a float vector or a dict of float vectors."""
+
+    @abc.abstractmethod
+    def step(self, state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, Transition]:
+        """The next state and the transition, for an action ``[A]`` within the bounds."""
+
+    def reseed(self, state: Any, key: jax.Array) -> Any:
+        """``state`` with fresh randomness inside, for environments that keep a PRNG key in their state."""
+        del key
+        return state
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def spec(self) -> EnvSpec:
+        """This environment's `EnvSpec`."""
+        _, observation = jax.eval_shape(self.reset, jax.random.key(0))
+        actor_keys, critic_keys = suggest_keys(observation)
+        return EnvSpec(
+            name=self.name,
+            observation=shape_of(observation),
+            action_size=self.action_size,
+            action_low=np.broadcast_to(np.asarray(self.action_low, np.float32), (self.action_size,)),
+            action_high=np.broadcast_to(np.asarray(self.action_high, np.float32), (self.action_size,)),
+            episode_length=self.episode_length,
+            value_range=self.value_range,
+            actor_keys=actor_keys,
+            critic_keys=critic_keys,
+            max_return=self.max_return,
+        )

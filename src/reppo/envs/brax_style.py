@@ -1,0 +1,54 @@
+"""Environments whose ``reset(key)`` and ``step(state, action)`` return a Brax ``State``: Brax and MuJoCo Playground."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from reppo.envs.base import Env, Transition
+from reppo.types import PyTree
+
+
+class BraxStyle(Env):
+    """Adapter from the Brax protocol. Its ``done`` is termination only: time limits live in wrappers, which we leave out."""
+
+    cheap_reset = False
+
+    def __init__(
+        self,
+        env: Any,
+        name: str,
+        episode_length: int,
+        value_range: tuple[float, float] | None,
+        max_return: float | None = None,
+    ):
+        self.inner = env
+        self.action_size = env.action_size
+        self.episode_length = episode_length
+        self.value_range = value_range
+        self.max_return = max_return
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def reset(self, key: jax.Array) -> tuple[Any, PyTree]:
+        state = self.inner.reset(key)
+        return state, state.obs
+
+    def step(self, state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, Transition]:
+        del key
+        # `done` is set at the end of an episode and a stored state may carry it; no environment reads it.
+        state = self.inner.step(state, action)
+        return state, Transition(state.obs, state.reward, state.done.astype(bool))
+
+    def reseed(self, state: Any, key: jax.Array) -> Any:
+        # Without this, an environment that returns to its stored first state replays the same random numbers.
+        if not isinstance(state.info, dict) or "rng" not in state.info:
+            return state
+        old = state.info["rng"]
+        new = key if jnp.issubdtype(old.dtype, jax.dtypes.prng_key) else jax.random.key_data(key)
+        return state.replace(info={**state.info, "rng": new})

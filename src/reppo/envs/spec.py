@@ -1,0 +1,101 @@
+"""What a learner must know of an environment, and how the configuration completes it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from reppo.config import Config, ConfigError
+from reppo.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvSpec:
+    """Shapes, bounds, time limit and suggested settings of an environment.
+
+    ``observation`` is the pytree of one environment's observation (``ShapeDtypeStruct`` leaves): an array, or a dict of
+    one-dimensional arrays. ``actor_keys`` and ``critic_keys`` name the entries of a dict that each network sees.
+    """
+
+    name: str
+    observation: PyTree
+    action_size: int
+    action_low: np.ndarray
+    action_high: np.ndarray
+    episode_length: int
+    value_range: tuple[float, float] | None
+    actor_keys: tuple[str, ...] = ()
+    critic_keys: tuple[str, ...] = ()
+    max_return: float | None = None  #: the best possible episode return, where it is known
+
+    def obs_size(self, keys: tuple[str, ...]) -> int:
+        """Features that a network with these keys sees."""
+        if not isinstance(self.observation, dict):
+            return self.observation.shape[0]
+        return sum(self.observation[key].shape[0] for key in keys)
+
+
+def suggest_keys(observation: PyTree) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Actor and critic keys of a dict observation.
+
+    An entry named ``privileged_state`` is for the critic alone, beside everything else; other entries are for both, in
+    sorted order. MuJoCo Playground's robots and rsl_rl's tasks follow this convention.
+    """
+    if not isinstance(observation, dict):
+        return (), ()
+    everything = tuple(sorted(observation))
+    return tuple(key for key in everything if not key.startswith("privileged")), everything
+
+
+def check_observation(name: str, observation: PyTree) -> None:
+    """Refuse observations that the networks cannot read: anything but a vector or a dict of vectors."""
+    leaves = observation if isinstance(observation, dict) else {"observation": observation}
+    for key, leaf in leaves.items():
+        if not hasattr(leaf, "shape"):
+            raise ConfigError(
+                f"{name}: observation entry {key!r} is a {type(leaf).__name__}; use arrays, or one flat dict of arrays"
+            )
+        if len(leaf.shape) != 1 or not np.issubdtype(leaf.dtype, np.floating):
+            raise ConfigError(
+                f"{name}: observation entry {key!r} is {leaf.dtype}{list(leaf.shape)}; it must be a float vector"
+            )
+
+
+def resolve(spec: EnvSpec, config: Config) -> EnvSpec:
+    """The spec with the configuration's choices in it; raises `ConfigError` where neither decides."""
+    check_observation(spec.name, spec.observation)
+    actor_keys, critic_keys = config.actor_obs or spec.actor_keys, config.critic_obs or spec.critic_keys
+    if isinstance(spec.observation, dict):
+        for key in actor_keys + critic_keys:
+            if key not in spec.observation:
+                raise ConfigError(
+                    f"{spec.name} has no observation entry {key!r}; it has {', '.join(sorted(spec.observation))}"
+                )
+    elif config.actor_obs or config.critic_obs:
+        raise ConfigError(
+            f"{spec.name}: actor_obs and critic_obs choose among the entries of a dict observation; this one is an array"
+        )
+    suggested = spec.value_range or (None, None)
+    v_min = config.v_min if config.v_min is not None else suggested[0]
+    v_max = config.v_max if config.v_max is not None else suggested[1]
+    if v_min is None or v_max is None:
+        raise ConfigError(
+            f"{spec.name} does not say what its returns are like: set v_min and v_max, the smallest and largest "
+            f"discounted return (about reward / (1 - gamma) for a steady reward)"
+        )
+    if not v_min < v_max:
+        raise ConfigError(f"{spec.name}: v_min must be below v_max, got [{v_min}, {v_max}]")
+    return dataclasses.replace(
+        spec,
+        actor_keys=actor_keys,
+        critic_keys=critic_keys,
+        value_range=(float(v_min), float(v_max)),
+        episode_length=config.episode_length or spec.episode_length,
+    )
+
+
+def shape_of(tree: PyTree) -> PyTree:
+    """The pytree of shapes and dtypes."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

@@ -1,0 +1,152 @@
+"""Saved policies: one ``.npz`` file, read back with NumPy alone.
+
+No pickle is involved: the file holds plain arrays and one JSON string, and is opened with ``allow_pickle=False``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reppo.config import ConfigError
+from reppo.envs.spec import EnvSpec
+from reppo.nets import NORM_EPSILON
+from reppo.normalizer import EPSILON
+
+FORMAT = "reppo-policy-1"
+
+
+def save_policy(path: Path, policy: Any, spec: EnvSpec) -> None:
+    """Write a `reppo.reppo.Policy` as one file, atomically."""
+    keys = spec.actor_keys or ("",)
+    layers = [*policy.actor.mlp.hidden, policy.actor.mlp.output]
+    arrays: dict[str, np.ndarray] = {
+        "action_low": spec.action_low,
+        "action_high": spec.action_high,
+        "mean": np.concatenate([np.asarray(policy.normalizer.mean[k] if k else policy.normalizer.mean) for k in keys]),
+        "var": np.concatenate([np.asarray(policy.normalizer.var[k] if k else policy.normalizer.var) for k in keys]),
+    }
+    for i, layer in enumerate(layers):
+        linear, norm = (layer.linear, layer.norm) if hasattr(layer, "linear") else (layer, None)
+        arrays[f"weight{i}"], arrays[f"bias{i}"] = np.asarray(linear.weight), np.asarray(linear.bias)
+        if norm is not None and norm.gain is not None:
+            arrays[f"gain{i}"] = np.asarray(norm.gain)
+        if norm is not None and norm.shift is not None:
+            arrays[f"shift{i}"] = np.asarray(norm.shift)
+    meta = {
+        "format": FORMAT,
+        "env": spec.name,
+        "obs_keys": list(spec.actor_keys),
+        "obs_sizes": [spec.obs_size((k,)) for k in keys],
+        "layers": len(layers),
+        "min_std": policy.actor.min_std,
+    }
+    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    temporary = path.with_name(path.name + ".partial")
+    with open(temporary, "wb") as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class SavedPolicy:
+    """A trained policy as a function of NumPy observations: no JAX, no environment, safe to ship to a robot.
+
+    ``policy(obs)`` is the greedy action within the environment's bounds. ``obs`` is an array ``[..., D]``, or, for a
+    policy trained on dict observations, a dict with at least the entries `obs_keys`.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray]):
+        meta = json.loads(arrays["meta"].tobytes())
+        if meta.get("format") != FORMAT:
+            raise ConfigError(f"its format is {meta.get('format')!r}, not {FORMAT!r}")
+        self.env: str = meta["env"]
+        self.obs_keys: tuple[str, ...] = tuple(meta["obs_keys"])
+        self.obs_size: int = sum(meta["obs_sizes"])
+        self.min_std: float = meta["min_std"]
+        self._layers: int = meta["layers"]
+        self._arrays = arrays
+
+    @property
+    def action_size(self) -> int:
+        return len(self._arrays["action_low"])
+
+    def __call__(self, obs: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
+        """Greedy action ``[..., A]``, float32, in the environment's own units."""
+        return self._scale(self.squashed(self._checked(obs)))
+
+    def sample(self, obs: np.ndarray | dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
+        """A sampled action ``[..., A]``."""
+        mean, std = self.distribution(self._checked(obs))
+        return self._scale(np.tanh(mean + std * rng.standard_normal(mean.shape, np.float32)))
+
+    def squashed(self, obs: Any) -> Any:
+        """Greedy action in [-1, 1], before scaling to the bounds, for NumPy or JAX arrays (it can be traced)."""
+        mean, _ = self.distribution(obs)
+        return np.tanh(mean) if isinstance(mean, np.ndarray) else mean.__array_namespace__().tanh(mean)
+
+    def distribution(self, obs: Any) -> tuple[Any, Any]:
+        """Mean and standard deviation of the Gaussian before the tanh, ``[..., A]`` each; NumPy or JAX arrays."""
+        x = obs if not isinstance(obs, dict) else [obs[key] for key in self.obs_keys]
+        xp = (x[0] if isinstance(x, list) else x).__array_namespace__()
+        x = xp.concat(x, axis=-1) if isinstance(x, list) else x
+        a = self._arrays
+        x = (x - a["mean"]) / xp.sqrt(a["var"] + EPSILON)
+        for i in range(self._layers - 1):
+            x = x @ a[f"weight{i}"] + a[f"bias{i}"]
+            if f"gain{i}" in a:
+                if f"shift{i}" in a:
+                    x = x - xp.mean(x, axis=-1, keepdims=True)
+                x = x * a[f"gain{i}"] / xp.sqrt(xp.mean(x**2, axis=-1, keepdims=True) + NORM_EPSILON)
+                x = x + a.get(f"shift{i}", 0.0)
+            x = x * 0.5 * (1 + xp.tanh(0.5 * x))  # SiLU: x * sigmoid(x), without overflow
+        x = x @ a[f"weight{self._layers - 1}"] + a[f"bias{self._layers - 1}"]
+        half = x.shape[-1] // 2
+        return x[..., :half], xp.exp(x[..., half:]) + self.min_std
+
+    def _checked(self, obs: np.ndarray | dict[str, np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
+        if self.obs_keys:
+            if not isinstance(obs, dict) or any(key not in obs for key in self.obs_keys):
+                raise ValueError(f"this policy reads a dict observation with the entries {', '.join(self.obs_keys)}")
+            entries = {key: np.asarray(obs[key], np.float32) for key in self.obs_keys}
+            size = sum(entry.shape[-1] if entry.ndim else 1 for entry in entries.values())
+            if size != self.obs_size:
+                raise ValueError(f"this policy reads {self.obs_size} numbers in {', '.join(self.obs_keys)}, got {size}")
+            return entries
+        vector = np.asarray(obs, np.float32)
+        if vector.ndim == 0 or vector.shape[-1] != self.obs_size:
+            raise ValueError(f"this policy reads observations [..., {self.obs_size}], got {list(vector.shape)}")
+        return vector
+
+    def _scale(self, action: np.ndarray) -> np.ndarray:
+        low, high = self._arrays["action_low"], self._arrays["action_high"]
+        return (low + (action + 1) / 2 * (high - low)).astype(np.float32)
+
+
+def load_policy(path: str | os.PathLike[str]) -> SavedPolicy:
+    """A saved policy: the ``.npz`` file, or a run directory that holds one.
+
+    Raises:
+        ConfigError: where there is no policy, or the file is damaged or something else.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = sorted(path.glob("policy*.npz"))
+        if not found:
+            raise ConfigError(f"{path} holds no policy (policy.npz); has the run reached its first evaluation?")
+        path = path / "policy.npz" if path / "policy.npz" in found else found[0]
+    if not path.is_file():
+        raise ConfigError(f"no policy at {path}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return SavedPolicy({name: file[name] for name in file.files})
+    except ConfigError as error:
+        raise ConfigError(f"{path} is not a policy of this program: {error}") from None
+    except (ValueError, KeyError, OSError, EOFError, AttributeError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise ConfigError(f"{path} is not a policy of this program, or is damaged ({type(error).__name__})") from error

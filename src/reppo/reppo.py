@@ -1,0 +1,396 @@
+r"""Relative Entropy Pathwise Policy Optimization (ICLR 2026, arXiv 2507.11019), one iteration, in order.
+
+1. roll out                          -> `reppo.rollout`
+2. `targets`, once, with the frozen policy and critic
+3. `update`: epochs of shuffled minibatches, each a step on `critic_loss`, on `actor_loss`, on the duals
+4. discard the batch
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+
+from reppo import distributions, duals, hl_gauss, normalizer, returns
+from reppo.config import Config
+from reppo.distributions import TanhGaussian
+from reppo.duals import Duals
+from reppo.envs.spec import EnvSpec
+from reppo.estimators import ESTIMATORS, Behaviour
+from reppo.nets import Actor, Critic, select
+from reppo.normalizer import Normalizer
+from reppo.types import Learner, Metrics, PyTree, Rollout
+
+
+class Policy(eqx.Module):
+    """What acting needs, and nothing else: the normaliser and the actor."""
+
+    normalizer: Normalizer
+    actor: Actor
+    obs_keys: tuple[str, ...] = eqx.field(static=True)
+
+    def __call__(self, obs: PyTree) -> TanhGaussian:
+        return self.actor(select(normalizer.normalize(self.normalizer, obs), self.obs_keys))
+
+
+class TrainState(eqx.Module):
+    """Everything that learning carries from one iteration to the next."""
+
+    # networks
+    policy: Policy
+    critic: Critic
+    duals: Duals
+    # optimisers
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+    duals_opt: optax.OptState
+
+
+class Batch(NamedTuple):
+    """A rollout with its targets, flattened to rows ``[B, ...]``. Everything here is a constant to the losses."""
+
+    actor_obs: jax.Array  #: ``[B, D]``, normalised
+    critic_obs: jax.Array  #: ``[B, D']``, normalised
+    pre_tanh: jax.Array  #: the rollout's action before the tanh, ``[B, A]``
+    reward: jax.Array  #: ``[B]``
+    target: jax.Array  #: soft lambda return ``G``, ``[B]``
+    advantage: jax.Array  #: its soft advantage, ``[B]``; zeros unless the estimator asks for it
+    next_embedding: jax.Array  #: frozen embedding of ``(x', a')``, ``[B, H]``
+    continues: jax.Array  #: ``1 - terminated``, ``[B]``
+    valid: jax.Array  #: 1 for a real transition, else 0, ``[B]``
+    old_policy: TanhGaussian  #: the rollout policy at ``x``, parameters ``[B, A]``
+
+
+def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of ``x`` over the rows where ``mask`` is one."""
+    return jnp.sum(x * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+
+
+# --------------------------------------------------------------------------------------------- 2. targets
+
+
+class SoftValue(NamedTuple):
+    value: jax.Array  #: ``V``, ``[...]``
+    entropy: jax.Array  #: ``H``, ``[...]``
+    embedding: jax.Array  #: of the state and its first sampled action, ``[..., H]``
+
+
+def soft_value(policy: TanhGaussian, critic: Critic, critic_obs: jax.Array, key: jax.Array, num_samples: int) -> SoftValue:
+    r"""Value and entropy at a state, averaged over ``S`` samples ``a_s`` of the policy.
+
+    $$ V = \tfrac1S \sum_s Q(x, a_s), \qquad \mathcal H = -\tfrac1S \sum_s \log \pi(a_s | x) $$
+    """
+    u = policy.sample(key, (num_samples,))
+    embedding = critic.embed(critic_obs, jnp.tanh(u))
+    value = critic.value_of_logits(critic.logits(embedding))
+    return SoftValue(jnp.mean(value, 0), -jnp.mean(policy.log_prob(u), 0), embedding[0])
+
+
+def targets(state: TrainState, rollout: Rollout, config: Config, critic_keys: tuple[str, ...], key: jax.Array) -> Batch:
+    """Everything that the update needs to know about a rollout, computed once with the frozen networks.
+
+    The samples of the next actions are evaluated one time step after another: memory is that of ``S N`` rows, not of
+    ``S N T``.
+    """
+    policy, critic = state.policy, state.critic
+    key_next, key_current = jax.random.split(key)
+    step_keys = jax.random.split(key_next, config.num_steps)
+
+    def critic_view(obs: PyTree) -> jax.Array:
+        return select(normalizer.normalize(policy.normalizer, obs), critic_keys)
+
+    def next_state(args: tuple[PyTree, jax.Array]) -> SoftValue:
+        next_obs, step_key = args
+        return soft_value(policy(next_obs), critic, critic_view(next_obs), step_key, config.target_samples)
+
+    following = jax.lax.map(next_state, (rollout.next_obs, step_keys))
+    continues = 1.0 - rollout.terminated.astype(jnp.float32)
+    target = returns.soft_lambda_returns(
+        rollout.reward,
+        config.gamma * continues,
+        state.duals.alpha * following.entropy,
+        following.value,
+        returns.lambda_schedule(config.lambda_, rollout.truncated, rollout.valid),
+    )
+    old_policy = policy(rollout.obs)
+    valid = rollout.valid.astype(jnp.float32)
+
+    advantage = jnp.zeros_like(target)
+    if config.estimator == "score_gae":
+        here = soft_value(old_policy, critic, critic_view(rollout.obs), key_current, config.target_samples)
+        bonus = -state.duals.alpha * old_policy.log_prob(rollout.pre_tanh)
+        advantage = (target + bonus) - (here.value + state.duals.alpha * here.entropy)
+        centred = advantage - masked_mean(advantage, valid)
+        advantage = centred * jax.lax.rsqrt(masked_mean(centred**2, valid) + 1e-8)
+
+    batch = Batch(
+        actor_obs=select(normalizer.normalize(policy.normalizer, rollout.obs), policy.obs_keys),
+        critic_obs=critic_view(rollout.obs),
+        pre_tanh=rollout.pre_tanh,
+        reward=rollout.reward,
+        target=target,
+        advantage=advantage,
+        next_embedding=following.embedding,
+        continues=continues,
+        valid=valid,
+        old_policy=old_policy,
+    )
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+
+
+# --------------------------------------------------------------------------------------------- 3. losses
+
+
+def critic_loss(critic: Critic, batch: Batch, aux_weight: float) -> tuple[jax.Array, Metrics]:
+    r"""Cross-entropy to the HL-Gauss encoding of the target, plus the auxiliary prediction (paper, section 3.3).
+
+    $$ -\sum_k p_k(G) \log q_k(x, a)
+       + w\,(1 - \text{terminated}) \operatorname{mean}\big[ (\hat z - z')^2, (\hat r - r)^2 \big] $$
+    """
+    embedding = critic.embed(batch.critic_obs, jnp.tanh(batch.pre_tanh))
+    logits = critic.logits(embedding)
+    value = critic.value_of_logits(logits)
+    if critic.num_bins == 1:
+        value_loss = (value - batch.target) ** 2
+    else:
+        target = hl_gauss.encode(batch.target, critic.v_min, critic.v_max, critic.num_bins)
+        value_loss = -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1)
+
+    next_embedding, reward = critic.predict(embedding)
+    squared = jnp.sum((next_embedding - batch.next_embedding) ** 2, -1) + (reward - batch.reward) ** 2
+    aux_loss = batch.continues * squared / (batch.next_embedding.shape[-1] + 1)
+
+    loss = masked_mean(value_loss + aux_weight * aux_loss, batch.valid)
+    metrics = {
+        "critic/loss": masked_mean(value_loss, batch.valid),
+        "critic/aux_loss": masked_mean(aux_loss, batch.valid),
+        "critic/value": masked_mean(value, batch.valid),
+        "critic/error": jnp.sqrt(masked_mean((value - batch.target) ** 2, batch.valid)),
+    }
+    return loss, metrics
+
+
+def actor_loss(
+    actor: Actor, critic: Critic, duals: Duals, batch: Batch, config: Config, key: jax.Array
+) -> tuple[jax.Array, Metrics]:
+    r"""Pathwise policy improvement, gated per state by the KL to the rollout policy (paper, section 3.2).
+
+    $$ \ell(x) = \begin{cases}
+         \alpha \log \pi_\theta(a|x) - Q(x, a), \; a \sim \pi_\theta & \text{if } \mathrm{KL}(x) < \text{bound} \\
+         \beta \, \mathrm{KL}(\pi_\text{old} \| \pi_\theta)(x) & \text{otherwise}
+       \end{cases} $$
+    """
+    key_objective, key_entropy, key_kl = jax.random.split(key, 3)
+    alpha, beta = jax.lax.stop_gradient((duals.alpha, duals.beta))
+    policy = actor(batch.actor_obs)
+
+    behaviour = Behaviour(batch.pre_tanh, batch.old_policy.log_prob(batch.pre_tanh), batch.advantage)
+    objective = ESTIMATORS[config.estimator](
+        policy,
+        lambda action: critic(batch.critic_obs, action),
+        alpha,
+        behaviour,
+        key_objective,
+        config.estimator_samples,
+    )
+    kl = policy_kl(batch.old_policy, policy, config, key_kl)
+    inside = kl < config.kl_bound
+    loss = {
+        "gate": jnp.where(inside, objective, beta * kl),
+        "penalty": objective + beta * kl,
+        "none": objective,
+    }[config.kl_mode]
+
+    entropy = -policy.log_prob(policy.sample(key_entropy))
+    metrics = {
+        "actor/loss": masked_mean(loss, batch.valid),
+        "actor/entropy": masked_mean(entropy, batch.valid),
+        "actor/kl": masked_mean(kl, batch.valid),
+        "actor/kl_outside": masked_mean(1.0 - inside, batch.valid),
+        "actor/std": masked_mean(jnp.mean(jnp.exp(policy.log_std), -1), batch.valid),
+    }
+    return masked_mean(loss, batch.valid), metrics
+
+
+def policy_kl(old: TanhGaussian, new: TanhGaussian, config: Config, key: jax.Array) -> jax.Array:
+    """KL between rollout policy and new policy at every state, ``[B]``, as configured."""
+    first, second = (old, new) if config.kl_direction == "forward" else (new, old)
+    if config.kl_estimator == "closed_form":
+        return first.kl(second)
+    return distributions.sampled_kl(first, second, key, config.kl_samples)
+
+
+# --------------------------------------------------------------------------------------------- 3. update
+
+
+class Optimisers(NamedTuple):
+    network: optax.GradientTransformation
+    duals: optax.GradientTransformation
+
+
+def optimisers(config: Config) -> Optimisers:
+    """Adam with global-norm clipping for the networks, plain Adam for the duals."""
+
+    def rate(initial: float) -> float | optax.Schedule:
+        steps = config.num_iterations * config.num_epochs * config.num_minibatches
+        return optax.linear_schedule(initial, 0.0, steps) if config.anneal_learning_rate else initial
+
+    network = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(rate(config.learning_rate)))
+    return Optimisers(network, optax.adam(rate(config.dual_learning_rate)))
+
+
+def apply_gradients(
+    module: PyTree, grads: PyTree, opt_state: PyTree, optimiser: optax.GradientTransformation
+) -> tuple[PyTree, PyTree, jax.Array]:
+    """One optimiser step; a non-finite gradient changes nothing and is counted. Returns (module, state, skipped)."""
+    finite = jnp.isfinite(optax.global_norm(grads))
+    updates, new_opt_state = optimiser.update(grads, opt_state)
+    stepped = eqx.apply_updates(module, updates)
+    module, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (stepped, new_opt_state), (module, opt_state)
+    )
+    return module, opt_state, 1.0 - finite
+
+
+def minibatch_step(
+    state: TrainState, batch: Batch, key: jax.Array, config: Config, action_size: int
+) -> tuple[TrainState, Metrics]:
+    """A critic step, an actor step against the new critic, a step of the duals."""
+    network, dual = optimisers(config)
+
+    critic_grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(state.critic, batch, config.aux_weight)
+    critic, critic_opt, skipped_critic = apply_gradients(state.critic, critic_grads, state.critic_opt, network)
+
+    actor_grads, actor_metrics = jax.grad(actor_loss, has_aux=True)(
+        state.policy.actor, critic, state.duals, batch, config, key
+    )
+    actor, actor_opt, skipped_actor = apply_gradients(state.policy.actor, actor_grads, state.actor_opt, network)
+
+    dual_grads = jax.grad(duals.loss)(
+        state.duals,
+        actor_metrics["actor/entropy"],
+        config.target_entropy_per_action * action_size,
+        actor_metrics["actor/kl"],
+        config.kl_bound,
+    )
+    frozen = Duals(jnp.asarray(float(config.learn_alpha)), jnp.asarray(float(config.learn_beta)))
+    dual_grads = jax.tree.map(jnp.multiply, dual_grads, frozen)
+    new_duals, duals_opt, skipped_duals = apply_gradients(state.duals, dual_grads, state.duals_opt, dual)
+
+    policy = eqx.tree_at(lambda policy: policy.actor, state.policy, actor)
+    metrics = {
+        **critic_metrics,
+        **actor_metrics,
+        "critic/grad_norm": optax.global_norm(critic_grads),
+        "actor/grad_norm": optax.global_norm(actor_grads),
+        "train/skipped_updates": skipped_critic + skipped_actor + skipped_duals,
+    }
+    return TrainState(policy, critic, new_duals, actor_opt, critic_opt, duals_opt), metrics
+
+
+def update(
+    state: TrainState, rollout: Rollout, key: jax.Array, config: Config, critic_keys: tuple[str, ...]
+) -> tuple[TrainState, Metrics]:
+    """One iteration's learning from one rollout."""
+    key_targets, key_shuffle, key_actor = jax.random.split(key, 3)
+    batch = targets(state, rollout, config, critic_keys, key_targets)
+    rows = shuffled_rows(key_shuffle, config)
+
+    def step(state: TrainState, inputs: tuple[jax.Array, jax.Array]) -> tuple[TrainState, Metrics]:
+        indices, step_key = inputs
+        minibatch = jax.tree.map(lambda x: x[indices], batch)
+        return minibatch_step(state, minibatch, step_key, config, rollout.pre_tanh.shape[-1])
+
+    state, history = jax.lax.scan(step, state, (rows, jax.random.split(key_actor, rows.shape[0])))
+
+    if config.normalize_observations:
+        merged = normalizer.update(state.policy.normalizer, rollout.obs, rollout.valid)
+        state = eqx.tree_at(lambda s: s.policy.normalizer, state, merged)
+    return state, summarise(state, batch, history, config)
+
+
+def shuffled_rows(key: jax.Array, config: Config) -> jax.Array:
+    """Row indices of every minibatch of every epoch, ``[E * M, B]``; each epoch visits each row once."""
+    permute = jax.vmap(lambda k: jax.random.permutation(k, config.batch_size))
+    return permute(jax.random.split(key, config.num_epochs)).reshape(config.num_epochs * config.num_minibatches, -1)
+
+
+def summarise(state: TrainState, batch: Batch, history: Metrics, config: Config) -> Metrics:
+    """One number per metric and iteration; ``docs/metrics.md`` defines each."""
+    last_epoch = {"actor/kl", "actor/kl_outside", "actor/entropy", "actor/std"}
+    by_epoch = {name: values.reshape(config.num_epochs, -1).mean(1) for name, values in history.items()}
+    minibatches = {name: epochs[-1] if name in last_epoch else epochs.mean() for name, epochs in by_epoch.items()}
+    minibatches["train/skipped_updates"] = jnp.sum(history["train/skipped_updates"])
+    low, high = state.critic.v_min, state.critic.v_max
+    clipped = (batch.target < low) | (batch.target > high)
+    return {
+        **minibatches,
+        "actor/alpha": state.duals.alpha,
+        "actor/beta": state.duals.beta,
+        "critic/target": masked_mean(batch.target, batch.valid),
+        "critic/target_min": jnp.min(batch.target, where=batch.valid > 0, initial=jnp.inf),
+        "critic/target_max": jnp.max(batch.target, where=batch.valid > 0, initial=-jnp.inf),
+        "critic/target_clipped": masked_mean(clipped.astype(jnp.float32), batch.valid),
+        "train/reward": masked_mean(batch.reward, batch.valid),
+        "train/invalid_rows": jnp.sum(1.0 - batch.valid),
+    }
+
+
+# --------------------------------------------------------------------------------------------- the learner
+
+
+def init(key: jax.Array, config: Config, spec: EnvSpec) -> TrainState:
+    """Fresh networks, duals and optimiser states for an environment."""
+    key_actor, key_critic = jax.random.split(key)
+    actor = Actor(
+        spec.obs_size(spec.actor_keys),
+        spec.action_size,
+        config.actor_width,
+        config.actor_layers,
+        config.norm,
+        config.min_std,
+        key_actor,
+    )
+    critic = Critic(
+        spec.obs_size(spec.critic_keys),
+        spec.action_size,
+        config.critic_width,
+        config.norm,
+        config.num_bins if config.hl_gauss else 1,
+        *spec.value_range,
+        encoder_layers=config.critic_layers,
+        head_layers=config.critic_layers,
+        predictor_layers=config.critic_layers,
+        key=key_critic,
+    )
+    multipliers = duals.init(config.initial_alpha, config.initial_beta)
+    network, dual = optimisers(config)
+    return TrainState(
+        policy=Policy(normalizer.init(spec.observation), actor, spec.actor_keys),
+        critic=critic,
+        duals=multipliers,
+        actor_opt=network.init(eqx.filter(actor, eqx.is_array)),
+        critic_opt=network.init(eqx.filter(critic, eqx.is_array)),
+        duals_opt=dual.init(eqx.filter(multipliers, eqx.is_array)),
+    )
+
+
+def act(policy: Policy, obs: PyTree, key: jax.Array, greedy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Action in [-1, 1] and its pre-tanh value, ``[N, A]`` each: a sample, or the mode where ``greedy``."""
+    distribution = policy(obs)
+    pre_tanh = jnp.where(greedy, distribution.mean, distribution.sample(key))
+    return jnp.tanh(pre_tanh), pre_tanh
+
+
+def make_learner(config: Config, spec: EnvSpec) -> Learner:
+    """REPPO as a `Learner`. ``spec`` must be resolved: see `reppo.envs.spec.resolve`."""
+    return Learner(
+        init=lambda key: init(key, config, spec),
+        policy=lambda state: state.policy,
+        act=act,
+        update=lambda state, rollout, key: update(state, rollout, key, config, spec.critic_keys),
+    )

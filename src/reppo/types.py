@@ -1,0 +1,58 @@
+"""The records that pass between environments, learners and the training loop.
+
+Shape vocabulary, used everywhere in this package:
+
+    T  rollout steps        N  environments       B  minibatch rows
+    A  action dimensions    K  value bins         S  action samples
+    D  observation features H  hidden width
+
+Arrays of a rollout are time-major: ``[T, N, ...]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+PyTree = Any
+Metrics = dict[str, jax.Array]
+
+
+class TimeStep(NamedTuple):
+    """What every vector environment returns for one step; leaves are ``[N, ...]``.
+
+    ``terminated`` ends the return: nothing follows. ``truncated`` only ends the episode: the value of
+    ``next_obs`` follows. The two are never both true, and never merged into one ``done``.
+    """
+
+    obs: PyTree  #: what the policy acts on next (after a reset, the new episode's first observation)
+    next_obs: PyTree  #: the true successor of the action, also where the environment was reset
+    reward: jax.Array  #: float ``[N]``
+    terminated: jax.Array  #: bool ``[N]``
+    truncated: jax.Array  #: bool ``[N]``
+    valid: jax.Array  #: bool ``[N]``; false where the row is no real transition and must train nothing
+    info: dict[str, jax.Array]  #: episode statistics for logging, ``[N]`` each
+
+
+class Rollout(NamedTuple):
+    """``T`` steps of ``N`` environments under one frozen policy, time-major."""
+
+    obs: PyTree  #: ``[T, N, D]``
+    pre_tanh: jax.Array  #: the policy's sample before the tanh, ``[T, N, A]``
+    next_obs: PyTree  #: ``[T, N, D]``
+    reward: jax.Array  #: ``[T, N]``
+    terminated: jax.Array  #: ``[T, N]``
+    truncated: jax.Array  #: ``[T, N]``
+    valid: jax.Array  #: ``[T, N]``
+
+
+class Learner(NamedTuple):
+    """An algorithm, as four pure functions; every algorithm shares one training loop."""
+
+    init: Callable[[jax.Array], PyTree]  #: key -> state
+    policy: Callable[[PyTree], PyTree]  #: state -> the small pytree that acting, evaluation and export need
+    #: (policy, obs, key, greedy) -> (action in [-1, 1], pre_tanh); ``greedy`` is a bool scalar, traced
+    act: Callable[[PyTree, PyTree, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    update: Callable[[PyTree, Rollout, jax.Array], tuple[PyTree, Metrics]]
