@@ -87,6 +87,8 @@ class Config:
     """Linear layers of the critic's encoder, of its head and of its predictor."""
     norm: NormKind = "rms"
     """Normalisation after each hidden layer."""
+    actor_output_scale: float = 1.0
+    """Scale of the actor's last layer at the start; small: the first policy is the same everywhere."""
     min_std: float = 0.0
     """Added to the policy's standard deviation."""
     actor_obs: tuple[str, ...] = ()

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 
 from reppo.distributions import TanhGaussian
 
+Q = Callable[[jax.Array], jax.Array]  #: actions ``[..., B, A]`` to values ``[..., B]``
+
 RATIO_CLIP = 0.2  #: PPO's clip of the importance ratio, for `score_gae`
 
 
@@ -30,7 +32,7 @@ class Estimator(Protocol):
     def __call__(
         self,
         policy: TanhGaussian,
-        q: Callable[[jax.Array], jax.Array],
+        q: Q,
         alpha: jax.Array,
         behaviour: Behaviour,
         key: jax.Array,
@@ -49,13 +51,18 @@ class Estimator(Protocol):
         ...
 
 
-def pathwise(policy, q, alpha, behaviour, key, num_samples):  # noqa: D103 - documented by Estimator
+def pathwise(
+    policy: TanhGaussian, q: Q, alpha: jax.Array, behaviour: Behaviour, key: jax.Array, num_samples: int
+) -> jax.Array:
+    """The objective itself at one reparameterised sample: the gradient goes through Q into the action."""
     del behaviour, num_samples
     u = policy.sample(key)
     return alpha * policy.log_prob(u) - q(jnp.tanh(u))
 
 
-def score_q(policy, q, alpha, behaviour, key, num_samples):
+def score_q(
+    policy: TanhGaussian, q: Q, alpha: jax.Array, behaviour: Behaviour, key: jax.Array, num_samples: int
+) -> jax.Array:
     """REINFORCE with the learned Q: ``S`` samples, each one's baseline the mean of the others."""
     del behaviour
     # Without this stop_gradient the samples would carry a pathwise gradient through log_prob, and bias the score.
@@ -66,7 +73,9 @@ def score_q(policy, q, alpha, behaviour, key, num_samples):
     return jnp.mean(jax.lax.stop_gradient(cost - baseline) * log_prob, axis=0)
 
 
-def score_gae(policy, q, alpha, behaviour, key, num_samples):
+def score_gae(
+    policy: TanhGaussian, q: Q, alpha: jax.Array, behaviour: Behaviour, key: jax.Array, num_samples: int
+) -> jax.Array:
     """PPO's clipped surrogate on the rollout's own actions and their soft advantages."""
     del q, alpha, key, num_samples
     ratio = jnp.exp(policy.log_prob(behaviour.pre_tanh) - behaviour.log_prob)

@@ -31,10 +31,11 @@ from reppo.plot import plot_run
 from reppo.provenance import provenance
 from reppo.reppo import make_learner
 from reppo.rollout import rollout
-from reppo.types import Learner, Metrics, PyTree
 from reppo.sinks import CsvSink, Event, Sink, TensorBoardSink
+from reppo.types import Learner, Metrics, PyTree
 
-CLIPPED_WARNING = 0.01  #: share of targets outside the value support above which the user is told, once
+CLIPPED_WARNING = 0.05  #: share of targets outside the value support above which the user is told, once
+SETTLED = 5  #: iterations after which that share means something: the untrained entropy bonus alone can leave the support
 
 
 class Stream:
@@ -308,7 +309,7 @@ def advance(run: Run, started: float) -> Iterator[Event]:
             row["time/steps_per_second"] = config.batch_size * len(run.seeds) / (now - before)
         run.history += rows
         yield Event("metrics", rows)
-        if not warned and (warning := clipped_warning(run, rows)):
+        if not warned and run.iteration > SETTLED and (warning := clipped_warning(run, rows)):
             warned = True
             yield Event.warning(warning)
         if run.iteration in points:

@@ -103,9 +103,19 @@ class Actor(eqx.Module):
     min_std: float = eqx.field(static=True)
 
     def __init__(
-        self, obs_size: int, action_size: int, width: int, layers: int, norm: NormKind, min_std: float, key: jax.Array
+        self,
+        obs_size: int,
+        action_size: int,
+        width: int,
+        layers: int,
+        norm: NormKind,
+        *,
+        min_std: float = 0.0,
+        output_scale: float = 1.0,
+        key: jax.Array,
     ):
-        self.mlp = MLP(obs_size, width, 2 * action_size, layers, norm, key)
+        mlp = MLP(obs_size, width, 2 * action_size, layers, norm, key)
+        self.mlp = eqx.tree_at(lambda m: m.output.weight, mlp, output_scale * mlp.output.weight)
         self.min_std = min_std
 
     def __call__(self, obs: jax.Array) -> TanhGaussian:

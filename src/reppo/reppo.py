@@ -346,14 +346,17 @@ def summarise(state: TrainState, batch: Batch, history: Metrics, config: Config)
 def init(key: jax.Array, config: Config, spec: EnvSpec) -> TrainState:
     """Fresh networks, duals and optimiser states for an environment."""
     key_actor, key_critic = jax.random.split(key)
+    assert spec.value_range is not None, "an unresolved spec"
+    v_min, v_max = spec.value_range
     actor = Actor(
         spec.obs_size(spec.actor_keys),
         spec.action_size,
         config.actor_width,
         config.actor_layers,
         config.norm,
-        config.min_std,
-        key_actor,
+        min_std=config.min_std,
+        output_scale=config.actor_output_scale,
+        key=key_actor,
     )
     critic = Critic(
         spec.obs_size(spec.critic_keys),
@@ -361,7 +364,8 @@ def init(key: jax.Array, config: Config, spec: EnvSpec) -> TrainState:
         config.critic_width,
         config.norm,
         config.num_bins if config.hl_gauss else 1,
-        *spec.value_range,
+        v_min,
+        v_max,
         encoder_layers=config.critic_layers,
         head_layers=config.critic_layers,
         predictor_layers=config.critic_layers,

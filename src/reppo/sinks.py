@@ -10,14 +10,14 @@ from typing import Any, Literal, NamedTuple, Protocol, TextIO
 
 from reppo.config import ConfigError
 
-Rows = list[dict[str, float]]
+Rows = Sequence[dict[str, float]]
 
 
 class Event(NamedTuple):
     """Something that happened in a run: rows of a table (one per seed), or a word to the user."""
 
     kind: Literal["metrics", "evaluations", "status", "warning"]
-    rows: Rows = []
+    rows: Rows = ()
     text: str = ""
 
     @classmethod
@@ -55,7 +55,7 @@ class CsvSink:
         if not event.rows:
             return
         if event.kind not in self._tables:
-            file = open(self._directory / f"{event.kind}.csv", "x", newline="")
+            file = (self._directory / f"{event.kind}.csv").open("x", newline="")
             table = csv.DictWriter(file, list(event.rows[0]))
             table.writeheader()
             self._tables[event.kind] = file, table
@@ -104,7 +104,7 @@ class WandbSink:
 
     def __init__(self, project: str):
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ConfigError("--wandb needs wandb: pip install 'reppo[wandb]'") from None
         self._wandb, self._project = wandb, project

@@ -78,7 +78,7 @@ def _nearest(word: str, names: list[str]) -> str:
 
 def _unknown(env: str) -> str:
     """Why a name is no environment; a bare task name is looked for in the installed suites."""
-    suite_name, colon, task = env.partition(":")
+    suite_name, colon, _ = env.partition(":")
     if colon:
         return f"no suite {suite_name!r}{_nearest(suite_name, list(SUITES))}"
     candidates = [f"{s}:{n}" for s, suite in SUITES.items() if not missing(suite) for n in suite.adapter().names()]
@@ -96,7 +96,8 @@ def _from_file(path: Path, name: str) -> Env:
     if not path.is_file():
         raise ConfigError(f"no file {path}")
     module_spec = importlib.util.spec_from_file_location(f"reppo_user_{path.stem}", path)
-    assert module_spec is not None and module_spec.loader is not None
+    assert module_spec is not None
+    assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module
     try:
@@ -108,7 +109,9 @@ def _from_file(path: Path, name: str) -> Env:
         raise ConfigError(f"name the environment: {path}:{defined[0] if defined else 'MyEnv'}")
     if not hasattr(module, name):
         raise ConfigError(f"{path} defines no {name!r}{_nearest(name, [k for k in vars(module) if not k.startswith('_')])}")
-    return _checked(getattr(module, name)(), f"{path}:{name}")
+    made = _checked(getattr(module, name)(), f"{path}:{name}")
+    made.made_from = f"{path.resolve()}:{name}"
+    return made
 
 
 def _checked(env: Any, name: str) -> Env:

@@ -35,6 +35,7 @@ class Env(abc.ABC):
     value_range: tuple[float, float] | None = None  #: smallest and largest discounted return; the critic's support
     max_return: float | None = None  #: the best possible episode return, where it is known
     cheap_reset: bool = True  #: whether a reset costs no more than a step
+    made_from: str | None = None  #: the name that makes this environment again, where it came from a file
 
     @abc.abstractmethod
     def reset(self, key: jax.Array) -> tuple[Any, PyTree]:
@@ -51,7 +52,7 @@ class Env(abc.ABC):
 
     @property
     def name(self) -> str:
-        return type(self).__name__
+        return self.made_from or type(self).__name__
 
     def spec(self) -> EnvSpec:
         """This environment's `EnvSpec`."""

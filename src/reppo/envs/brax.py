@@ -12,7 +12,7 @@ EPISODE_LENGTH = 1000  #: the time limit that Brax's own training uses for all o
 def names() -> list[str]:
     from brax import envs
 
-    return sorted(envs._envs)  # noqa: SLF001 - Brax has no public list
+    return sorted(envs._envs)
 
 
 def make(name: str, backend: str | None = None) -> BraxStyle:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import jax
+from typing import cast
 
 from reppo.envs.brax_style import BraxStyle
 
@@ -24,14 +24,11 @@ def make(name: str, physics: str | None = None) -> BraxStyle:
     if "impl" in config:
         config.impl = physics or "jax"
     env = registry.load(name, config=config)
+    length = int(cast(int, config.episode_length))
     return BraxStyle(
         env,
         name=f"playground:{name}",
-        episode_length=int(config.episode_length),
+        episode_length=length,
         value_range=DMC_VALUE_RANGE if dmc else (-10.0, 10.0),
-        max_return=float(config.episode_length) if dmc else None,
+        max_return=float(length) if dmc else None,
     )
-
-
-def default_physics() -> str:
-    return "jax" if jax.default_backend() == "cpu" else "warp"

@@ -54,7 +54,10 @@ class ActionReward(_Probe):
 
 
 class DelayedReward(_Probe):
-    """Discounting: two steps, reward 1 only at the second, then terminated. ``Q(x_0) = gamma (alpha H + 1)``, ``Q(x_1) = 1``."""
+    """Discounting: two steps, reward 1 only at the second, then terminated.
+
+    ``Q(x_0) = gamma (alpha H + 1)``, ``Q(x_1) = 1``.
+    """
 
     max_return = 1.0
 
