@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+import math
+import types
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from reppo.nets import NormKind
 
@@ -120,6 +122,14 @@ class Config:
     eval_episodes: int = 128
     """Fresh greedy episodes per evaluation."""
 
+    # ---- checkpoints
+    checkpoint_minutes: float = 5.0
+    """Minutes between checkpoints; there is one after every evaluation, too."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints are kept."""
+    keep_best: bool = True
+    """Also keep the checkpoint with the best evaluation."""
+
     # ---- numerics
     precision: Precision = "highest"
     """Matrix products: highest is float32; default lets a GPU use TF32."""
@@ -134,12 +144,33 @@ class Config:
         """Iterations of the run: enough to reach ``total_steps``."""
         return -(-self.total_steps // self.batch_size)
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any], source: str) -> Config:
+        """The configuration that `dataclasses.asdict` and JSON made these values of.
+
+        Raises:
+            ConfigError: for unknown, missing or mistyped options; ``source`` names the file.
+        """
+        hints = get_type_hints(cls)
+        for name in values.keys() ^ hints.keys():
+            raise ConfigError(f"{source}: {'option missing' if name in hints else 'unknown option'}: {name}")
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        for name, value in values.items():
+            if not _is_a(value, hints[name]):
+                raise ConfigError(f"{source}: {name} cannot be {value!r}")
+        config = cls(**values)
+        try:
+            config.validate()
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+        return config
+
     def validate(self) -> None:
         """Raise `ConfigError` at the first value that cannot be trained with."""
         positive = (
             "total_steps num_envs num_steps num_minibatches num_epochs target_samples kl_samples kl_bound initial_alpha "
             "initial_beta actor_width critic_width actor_layers learning_rate dual_learning_rate max_grad_norm "
-            "eval_episodes num_evals"
+            "eval_episodes num_evals checkpoint_minutes keep_checkpoints"
         )
         for name in positive.split():
             if not getattr(self, name) > 0:
@@ -162,6 +193,19 @@ class Config:
             raise ConfigError(f"score_q needs estimator_samples >= 2 for its baseline, got {self.estimator_samples}")
         if self.v_min is not None and self.v_max is not None and not self.v_min < self.v_max:
             raise ConfigError(f"v_min must be below v_max, got [{self.v_min}, {self.v_max}]")
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a value has the type of an option: a class, a union of them, a Literal, or a tuple of strings."""
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(isinstance(entry, str) for entry in value)
+    if isinstance(hint, types.UnionType):
+        return any(_is_a(value, option) for option in get_args(hint))
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is hint
 
 
 PRESETS: dict[str, Config] = {

@@ -10,9 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import os
-import re
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,18 +21,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reppo import envs, export
+from reppo import checkpoint, envs, export, run_directory
 from reppo.config import PRESETS, Config, ConfigError
 from reppo.envs.autoreset import AutoReset, First
 from reppo.envs.spec import EnvSpec, resolve
+from reppo.interrupt import Interrupt, Stopped
 from reppo.plot import plot_run
 from reppo.provenance import provenance
 from reppo.reppo import make_learner
 from reppo.rollout import rollout
+from reppo.run_directory import new_run_name as new_run_name
 from reppo.sinks import CsvSink, Event, Sink, TensorBoardSink
 from reppo.types import Learner, Metrics, PyTree
 
 CLIPPED_WARNING = 0.05  #: share of targets outside the value support above which the user is told, once
+INVALID_LIMIT = 0.1  #: share of non-finite environment steps in one iteration above which a run stops
+SKIPPED_LIMIT = 0.5  #: share of skipped updates in one iteration above which a run stops
 SETTLED = 5  #: iterations after which that share means something: the untrained entropy bonus alone can leave the support
 
 
@@ -99,7 +101,10 @@ class Run:
         directory: where the run's files are, or None for a run that writes none.
         history: one row per seed and iteration, as in ``metrics.csv``.
         evaluations: one row per seed and evaluation, as in ``evaluations.csv``.
-        returns: final greedy evaluation, ``[K, episodes]``.
+        returns: newest greedy evaluation, ``[K, episodes]``.
+        evaluated: whether the evaluation due at this iteration has been made.
+        best: best evaluation so far, the mean over seeds, or None.
+        problems: what was wrong with checkpoints that were passed over.
     """
 
     def __init__(self, env: envs.Env, config: Config, seeds: Sequence[int], directory: Path | None):
@@ -114,6 +119,9 @@ class Run:
         self.evaluations: list[dict[str, float]] = []
         self.returns = np.full((len(self.seeds), 0), np.nan)
         self.iteration = 0
+        self.evaluated = False
+        self.best: float | None = None
+        self.problems: list[str] = []
         self._state: PyTree = None
         self._env_state: PyTree = None
 
@@ -124,8 +132,13 @@ class Run:
 
     @property
     def state(self) -> PyTree:
-        """The learner's state, leaves ``[K, ...]``."""
+        """The learner's state, leaves ``[K, ...]``; None before `start` or `restore`."""
         return self._state
+
+    @property
+    def env_state(self) -> PyTree:
+        """The environments' state, leaves ``[K, N, ...]``."""
+        return self._env_state
 
     def policy(self, seed_index: int = 0) -> PyTree:
         """The current policy of one seed."""
@@ -142,18 +155,41 @@ class Run:
         check_first_observations(self.spec.name, first.obs)
         self._env_state = self.programs.begin(first, self.key(Stream.STAGGER))
 
-    def iterate(self) -> list[dict[str, float]]:
+    def restore(self, arrays: dict[str, np.ndarray], progress: checkpoint.Progress) -> None:
+        """Go to where a checkpoint is, instead of `start`; raises `ConfigError` where it is not of this run."""
+        keys = self.key(Stream.INIT)
+
+        def begin(keys: jax.Array) -> PyTree:
+            return self.programs.begin(self.programs.first(keys), keys)
+
+        like = {"learner": jax.eval_shape(self.programs.init, keys), "env": jax.eval_shape(begin, keys)}
+        try:
+            tree = checkpoint.from_host(arrays, like)
+        except checkpoint.CheckpointError as error:
+            at = f"the checkpoint at {progress.env_steps:,} steps"
+            raise checkpoint.CheckpointError(f"{at} is not of this run: {error}") from None
+        self._state, self._env_state = tree["learner"], tree["env"]
+        self.iteration, self.evaluated, self.best = progress.iteration, progress.evaluated, progress.best
+
+    def iterate(self, clock: Clock) -> list[dict[str, float]]:
         """One iteration: roll out, update. Returns one row of metrics per seed."""
+        began = time.perf_counter()
         key_rollout, key_update = (self.key(Stream.ITERATION, self.iteration, part) for part in (0, 1))
         env_state, rows, episodes = self.programs.rollout(self._state, self._env_state, key_rollout, jnp.asarray(False))
         self._state, metrics = self.programs.update(self._state, rows, key_update)
         self._env_state = env_state
         self.iteration += 1
+        self.evaluated = False
         period = -(-self.vector_env.refresh_every // self.config.num_steps)
         if self.iteration % period == 0:
             first = self.programs.first(self.key(Stream.FIRST, self.iteration))
             self._env_state = self.programs.refresh(self._env_state, first)
-        return self._rows(jax.device_get(metrics), jax.device_get(episodes))
+        rows = self._rows(jax.device_get(metrics), jax.device_get(episodes))
+        for row in rows:
+            row["time/seconds"] = clock.seconds
+            row["time/steps_per_second"] = self.config.batch_size * len(self.seeds) / (time.perf_counter() - began)
+        self.history += rows
+        return rows
 
     def _rows(self, metrics: dict[str, np.ndarray], episodes: dict[str, np.ndarray]) -> list[dict[str, float]]:
         rows = []
@@ -167,14 +203,24 @@ class Run:
             rows.append(row)
         return rows
 
-    def evaluate(self, episodes: int | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Greedy returns and lengths of fresh episodes, ``[K, episodes]`` each; nothing of the run changes."""
+    def evaluate(
+        self, episodes: int | None = None, seed: int = 0, interrupt: Interrupt | None = None
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Greedy returns and lengths of fresh episodes, ``[K, episodes]`` each; nothing of the run changes.
+
+        None where ``interrupt`` asked to stop before they had ended.
+        """
         episodes = episodes or self.config.eval_episodes
-        batches = [self._evaluate_batch(i, seed) for i in range(-(-episodes // self.config.num_envs))]
+        batches = []
+        for i in range(-(-episodes // self.config.num_envs)):
+            batch = self._evaluate_batch(i, seed, interrupt)
+            if batch is None:
+                return None
+            batches.append(batch)
         returns, lengths = (np.concatenate(parts, 1)[:, :episodes] for parts in zip(*batches, strict=True))
         return returns, lengths
 
-    def _evaluate_batch(self, batch: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def _evaluate_batch(self, batch: int, seed: int, interrupt: Interrupt | None) -> tuple[np.ndarray, np.ndarray] | None:
         """The first episode of every environment; the training rollout's own program, greedy."""
         first = self.programs.first(self.key(Stream.EVALUATION, seed, batch, 0))
         env_state = self.programs.begin_evaluation(first)
@@ -182,6 +228,8 @@ class Run:
         lengths = np.zeros_like(returns, int)
         running = np.ones_like(returns, bool)
         for part in itertools.count(1):
+            if interrupt is not None and interrupt.requested:
+                return None
             key = self.key(Stream.EVALUATION, seed, batch, part)
             env_state, rows, _ = self.programs.rollout(self._state, env_state, key, jnp.asarray(True))
             reward, over = np.asarray(rows.reward), np.asarray(rows.terminated | rows.truncated | ~rows.valid)
@@ -193,15 +241,20 @@ class Run:
                 return returns, lengths
         raise AssertionError("unreachable")
 
-    def evaluation(self, seconds: float) -> Event:
-        """Evaluate every seed, remember the returns, and report them."""
-        self.returns, lengths = self.evaluate()
+    def evaluation(self, clock: Clock, interrupt: Interrupt | None = None) -> Event | None:
+        """Evaluate every seed, remember the returns, and report them; None where ``interrupt`` asked to stop."""
+        result = self.evaluate(interrupt=interrupt)
+        if result is None:
+            return None
+        self.returns, lengths = result
+        self.evaluated = True
+        self.best = max(float(self.returns.mean()), -np.inf if self.best is None else self.best)
         rows = []
         for seed, returns, length in zip(self.seeds, self.returns, lengths, strict=True):
             row = {"seed": float(seed), "iteration": float(self.iteration), "env_steps": float(self.env_steps)}
             row |= {"eval/return": float(returns.mean()), "eval/return_std": float(returns.std())}
             row |= {"eval/return_min": float(returns.min()), "eval/return_max": float(returns.max())}
-            row |= {"eval/length": float(length.mean()), "eval/episodes": float(len(returns)), "time/seconds": seconds}
+            row |= {"eval/length": float(length.mean()), "eval/episodes": float(len(returns)), "time/seconds": clock.seconds}
             rows.append(row)
         self.evaluations += rows
         return Event("evaluations", rows)
@@ -238,8 +291,13 @@ def evaluation_points(config: Config) -> set[int]:
     return {round(i * config.num_iterations / config.num_evals) for i in range(config.num_evals + 1)}
 
 
+# --------------------------------------------------------------------------------------------- train and resume
+
+EnvLike = str | envs.Env | type[envs.Env] | Callable[[], envs.Env]
+
+
 def train(
-    env: str | envs.Env | type[envs.Env] | Callable[[], envs.Env],
+    env: EnvLike,
     config: Config | None = None,
     *,
     seed: int = 0,
@@ -247,6 +305,7 @@ def train(
     out: str | os.PathLike[str] | None = None,
     sinks: Sequence[Sink] = (),
     started: float | None = None,
+    interrupt: Interrupt | None = None,
 ) -> Run:
     """Train REPPO and return the finished run.
 
@@ -255,78 +314,280 @@ def train(
         config: the configuration; unset, the preset for this machine's hardware (see `default_preset`).
         seed: the first seed.
         num_seeds: how many seeds, ``seed, seed + 1, ...``, to train at once on this device.
-        out: a new directory for the run's files; unset, nothing is written.
+        out: a new directory for the run's files; unset, nothing is written, and nothing can be resumed.
         sinks: further receivers of metrics, beside the files of ``out``.
         started: when the clock of ``time/seconds`` began (`time.perf_counter`); unset, now.
+        interrupt: a request to stop, see `reppo.interrupt`.
 
     Raises:
         ConfigError: for anything that the caller can mend.
+        Stopped: where ``interrupt`` asked for it, after the checkpoint.
+        Diverged: where too much of the data or of the gradients is not finite.
     """
-    started = time.perf_counter() if started is None else started
-    environment = envs.make(env)
-    config = config or PRESETS[default_preset()]
-    config.validate()
+    clock = Clock(time.perf_counter() if started is None else started)
+    if out is not None:
+        run_directory.check_free(Path(out))
     if num_seeds < 1:
         raise ConfigError(f"num_seeds must be at least 1, got {num_seeds}")
     if seed < 0 or seed + num_seeds > 2**32:
         raise ConfigError(f"seeds must be between 0 and 2**32 - 1, got {seed}")
-    resolve(environment.spec(), config)
-    directory = create_run_directory(Path(out)) if out is not None else None
+    config = config or PRESETS[default_preset()]
+    config.validate()
+    run = Run(envs.make(env), config, range(seed, seed + num_seeds), None)
+    if out is None:
+        return _drive(run, list(sinks), clock, interrupt)
+    run.directory = run_directory.create(Path(out), describe(run))
+    with run_directory.locked(run.directory):
+        return _drive(run, list(sinks), clock, interrupt)
+
+
+def resume(
+    directory: str | os.PathLike[str],
+    config: Config | None = None,
+    *,
+    env: EnvLike | None = None,
+    sinks: Sequence[Sink] = (),
+    started: float | None = None,
+    interrupt: Interrupt | None = None,
+) -> Run:
+    """Continue a stopped run from its newest sound checkpoint, as if it had never stopped.
+
+    On the same machine and versions the result is the same to the last bit on a CPU. A run that was stopped before its
+    first checkpoint starts from the beginning; one that has finished is returned, or goes on if ``config`` extends it.
+
+    Args:
+        directory: the run's directory.
+        config: its configuration with changes; only those of `RESUMABLE` are accepted.
+        env: the environment, where the run was given an object rather than a name.
+        sinks: as in `train`.
+        started: as in `train`; the seconds of the earlier processes are added.
+        interrupt: as in `train`.
+
+    Raises:
+        ConfigError: where the directory, its checkpoints or the changes are unusable; nothing is altered then.
+    """
+    clock = Clock(time.perf_counter() if started is None else started)
+    directory = Path(directory)
+    description = run_directory.read_description(directory)
+    saved = Config.from_json(description["config"], str(directory / "config.json"))
+    config = config or saved
+    check_changes(saved, config)
+    config.validate()
+    with run_directory.locked(directory):
+        run = Run(_same_env(description, env), config, description["seeds"], directory)
+        found = checkpoint.newest(directory / "checkpoints")
+        if found is not None:
+            run.restore(*found[:2])
+            clock = Clock(clock.started - found[1].seconds)
+            run_directory.rewind(directory, found[1].positions)
+            run.problems = found[2]
+        else:
+            run_directory.rewind(directory, {})
+        if config != saved:
+            run_directory.write_json(directory / "config.json", {**description, "config": dataclasses.asdict(config)})
+        return _drive(run, list(sinks), clock, interrupt)
+
+
+#: Options that may change when a run is resumed: they do not change what it computes until then.
+RESUMABLE = frozenset(["total_steps", "num_evals", "eval_episodes", "checkpoint_minutes", "keep_checkpoints", "keep_best"])
+
+
+def check_changes(saved: Config, config: Config) -> None:
+    """Refuse changes that would make it another run."""
+    changed = [f.name for f in dataclasses.fields(Config) if getattr(saved, f.name) != getattr(config, f.name)]
+    refused = [name for name in changed if name not in RESUMABLE]
+    if saved.anneal_learning_rate and "total_steps" in changed:
+        refused.append("total_steps")  # the schedule of the learning rate depends on it
+    if refused:
+        listed = ", ".join(f"{name} {getattr(saved, name)} -> {getattr(config, name)}" for name in refused)
+        raise ConfigError(f"these options would make it another run: {listed}; start a new one with `reppo train`")
+
+
+def _same_env(description: dict[str, Any], env: EnvLike | None) -> envs.Env:
+    name = description["env"]
+    if env is None and ":" not in name:
+        raise ConfigError(f"this run's environment, {name}, was made in Python: resume it there, reppo.resume(..., env=...)")
+    made = envs.make(name if env is None else env)
+    if made.name != name:
+        raise ConfigError(f"the run trains {name}, not {made.name}")
+    return made
+
+
+def _drive(run: Run, sinks: list[Sink], clock: Clock, interrupt: Interrupt | None) -> Run:
+    """Advance a run to its end, feeding its sinks, and write its outcome."""
+    config, directory = run.config, run.directory
     with jax.default_matmul_precision(config.precision), contextlib.ExitStack() as stack:
-        run = Run(environment, config, range(seed, seed + num_seeds), directory)
-        description = describe(run)
-        receivers = list(sinks)
+        files: list[CsvSink | TensorBoardSink] = []
         if directory is not None:
-            write_json(directory / "config.json", description)
-            receivers += [CsvSink(directory), TensorBoardSink(directory / "tensorboard", run.seeds)]
-        for sink in receivers:
+            files = [CsvSink(directory), TensorBoardSink(directory / "tensorboard", run.seeds)]
+        keeper = Keeper(run, files, clock)
+        stack.callback(keeper.close)
+        description = describe(run)
+        for sink in [*sinks, *files]:
             stack.callback(sink.close)
             sink.begin(description)
-        for event in advance(run, started):
-            for sink in receivers:
+        for event in advance(run, keeper, clock, interrupt or Interrupt("")):
+            for sink in [*files, *sinks]:
                 sink.write(event)
+        keeper.wait()
         if directory is not None:
-            write_json(directory / "summary.json", summary(run, time.perf_counter() - started))
+            run.save_policies()
             plot_run(directory)
+            run_directory.write_json(directory / "summary.json", summary(run, clock.seconds))
     return run
 
 
-def advance(run: Run, started: float) -> Iterator[Event]:
-    """Drive a run from its beginning to its end; yields what happens, for the sinks."""
-    config, points = run.config, evaluation_points(run.config)
-    yield Event.status("compiling the simulator, drawing first states")
-    run.start()
-    yield Event.status("evaluating the untrained policy")
-    yield run.evaluation(time.perf_counter() - started)
-    yield Event.status("compiling the update")
-    warned = False
-    while run.iteration < config.num_iterations:
-        before = time.perf_counter()
-        rows = run.iterate()
-        now = time.perf_counter()
-        for row in rows:
-            row["time/seconds"] = now - started
-            row["time/steps_per_second"] = config.batch_size * len(run.seeds) / (now - before)
-        run.history += rows
-        yield Event("metrics", rows)
-        if not warned and run.iteration > SETTLED and (warning := clipped_warning(run, rows)):
-            warned = True
-            yield Event.warning(warning)
-        if run.iteration in points:
-            yield run.evaluation(time.perf_counter() - started)
-            run.save_policies()
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """Wall-clock seconds of a run, those of its earlier processes included."""
+
+    started: float
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
 
 
-def clipped_warning(run: Run, rows: list[dict[str, float]]) -> str | None:
-    """What to tell a user whose returns leave the critic's value support, or None."""
-    worst = max(rows, key=lambda row: row["critic/target_clipped"])
-    if worst["critic/target_clipped"] <= CLIPPED_WARNING:
-        return None
-    low, high = run.spec.value_range or (np.nan, np.nan)
-    return (
-        f"{worst['critic/target_clipped']:.0%} of the value targets leave the support [{low:g}, {high:g}]: they are between "
-        f"{worst['critic/target_min']:.4g} and {worst['critic/target_max']:.4g}; set --v-min and --v-max to hold them"
-    )
+class Keeper:
+    """Decides when a run is saved: now and then by the clock, after every evaluation, and when it is told to."""
+
+    def __init__(self, run: Run, files: Sequence[CsvSink | TensorBoardSink], clock: Clock):
+        self.run, self.files, self.clock = run, files, clock
+        self.best = run.best
+        self.saved_at = time.perf_counter()
+        self.saver: checkpoint.Saver | None = None
+        if run.directory is not None:
+            self.saver = checkpoint.Saver(run.directory / "checkpoints", run.config.keep_checkpoints, run.config.keep_best)
+
+    @property
+    def due(self) -> bool:
+        return time.perf_counter() - self.saved_at > 60 * self.run.config.checkpoint_minutes
+
+    def save(self) -> None:
+        """Start a checkpoint of this moment; the run goes on while it is written."""
+        if self.saver is None or self.run.directory is None:
+            return
+        run, directory = self.run, self.run.directory
+        for file in self.files:
+            file.flush()
+        is_best = run.evaluated and run.best is not None and (self.best is None or run.best > self.best)
+        self.best = run.best
+        progress = checkpoint.Progress(
+            run.iteration,
+            run.env_steps,
+            self.clock.seconds,
+            run.evaluated,
+            run.best,
+            run_directory.positions(directory),
+        )
+        try:
+            self.saver.save({"learner": run.state, "env": run.env_state}, progress, is_best)
+        except OSError as error:
+            raise ConfigError(self._failure(error)) from error
+        self.saved_at = time.perf_counter()
+
+    def wait(self) -> None:
+        """Until the checkpoint that was started last is on disk."""
+        try:
+            if self.saver is not None:
+                self.saver.wait()
+        except OSError as error:
+            raise ConfigError(self._failure(error)) from error
+
+    def close(self) -> None:
+        """Let a checkpoint in progress end, whatever else went wrong."""
+        with contextlib.suppress(OSError):
+            if self.saver is not None:
+                self.saver.wait()
+
+    def _failure(self, error: OSError) -> str:
+        last = checkpoint.listing(self.run.directory / "checkpoints")[-1:] if self.run.directory else []
+        sound = f"the newest sound one is at {int(last[0].name):,} steps" if last else "there is none yet"
+        return f"cannot write a checkpoint: {error.strerror or error}; {sound}; then `reppo resume {self.run.directory}`"
+
+
+def advance(run: Run, keeper: Keeper, clock: Clock, interrupt: Interrupt) -> Iterator[Event]:
+    """Drive a run from where it is to its end; yields what happens, for the sinks."""
+    points = evaluation_points(run.config)
+    clipping = ClippedWarning(run)
+    for problem in run.problems:
+        yield Event.warning(f"{problem}; an older checkpoint is used")
+    with contextlib.ExitStack() as compiling:
+        # Until the first iteration is done the process may be stopped at any moment: the disk has all that matters.
+        compiling.enter_context(interrupt.expendable())
+        if run.state is None:
+            yield Event.status("compiling the simulator, drawing first states")
+            run.start()
+            keeper.save()
+        else:
+            yield Event.status(f"resuming at {run.env_steps:,} steps")
+        while True:
+            if run.iteration in points and not run.evaluated:
+                evaluation = run.evaluation(clock, interrupt)
+                if evaluation is None:
+                    break
+                yield evaluation
+                if run.iteration > 0:
+                    run.save_policies()
+                    keeper.save()
+            elif keeper.due:
+                keeper.save()
+            if run.iteration >= run.config.num_iterations:
+                return
+            if interrupt.requested:
+                break
+            rows = run.iterate(clock)
+            compiling.close()
+            yield Event("metrics", rows)
+            yield from clipping.check(rows)
+            if (complaint := diverged(run, rows)) is not None:
+                keeper.save()
+                keeper.wait()
+                raise Diverged(complaint)
+    keeper.save()
+    keeper.wait()
+    raise Stopped(f"stopped at {run.env_steps:,} steps; {interrupt.how_to_resume}")
+
+
+class ClippedWarning:
+    """Tells the user, once, that the returns leave the critic's value support."""
+
+    def __init__(self, run: Run):
+        self.run, self.told = run, False
+
+    def check(self, rows: list[dict[str, float]]) -> Iterator[Event]:
+        """A warning, or nothing."""
+        worst = max(rows, key=lambda row: row["critic/target_clipped"])
+        if self.told or self.run.iteration <= SETTLED or worst["critic/target_clipped"] <= CLIPPED_WARNING:
+            return
+        self.told = True
+        low, high = self.run.spec.value_range or (np.nan, np.nan)
+        yield Event.warning(
+            f"{worst['critic/target_clipped']:.0%} of the value targets leave the support [{low:g}, {high:g}]: they are "
+            f"between {worst['critic/target_min']:.4g} and {worst['critic/target_max']:.4g}; set --v-min and --v-max to "
+            f"hold them"
+        )
+
+
+class Diverged(RuntimeError):
+    """Too much of a run's data or of its gradients is not finite for it to go on; one line."""
+
+
+def diverged(run: Run, rows: list[dict[str, float]]) -> str | None:
+    """Why a run must stop, or None: see `INVALID_LIMIT` and `SKIPPED_LIMIT`."""
+    config = run.config
+    for row in rows:
+        invalid = row["train/invalid_rows"] / config.batch_size
+        # Critic, actor and duals are counted apart, so that one of them alone is a third.
+        skipped = row["train/skipped_updates"] / (config.num_epochs * config.num_minibatches)
+        if invalid > INVALID_LIMIT:
+            what = f"{invalid:.0%} of the environment's steps returned numbers that are not finite"
+        elif skipped > SKIPPED_LIMIT:
+            what = f"{skipped:.0%} of the updates had gradients that are not finite"
+        else:
+            continue
+        return f"seed {row['seed']:.0f} stopped at {run.env_steps:,} steps: {what}"
+    return None
 
 
 def default_preset() -> str:
@@ -334,26 +595,7 @@ def default_preset() -> str:
     return "cpu" if jax.default_backend() == "cpu" else "paper-large"
 
 
-# --------------------------------------------------------------------------------------------- the run directory
-
-
-def create_run_directory(path: Path) -> Path:
-    """Make a new directory; one that exists and is not empty is never touched."""
-    try:
-        if path.is_dir() and not any(path.iterdir()):
-            return path
-        path.mkdir(parents=True)
-    except FileExistsError:
-        raise ConfigError(f"{path} exists already and is never overwritten; choose another --out") from None
-    except OSError as error:
-        raise ConfigError(f"cannot create {path}: {error.strerror}") from error
-    return path
-
-
-def new_run_name(env: str) -> str:
-    """``CheetahRun-20260131-142500``: a directory name for a run of an environment that starts now."""
-    task = re.sub(r"[^A-Za-z0-9_.-]+", "-", env.rpartition(":")[2]).strip("-") or "run"
-    return f"{task}-{time.strftime('%Y%m%d-%H%M%S')}"
+# --------------------------------------------------------------------------------------------- what is written of a run
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -386,10 +628,3 @@ def summary(run: Run, seconds: float) -> dict[str, Any]:
             for seed, r in zip(run.seeds, run.returns, strict=True)
         ],
     }
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)

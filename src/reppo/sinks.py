@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import csv
 import math
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TextIO
+
+# Its SummaryWriter queues events to a thread, so that nobody knows how much of them is in the file.
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event as EventRecord  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 from reppo.config import ConfigError
 
@@ -42,7 +49,7 @@ class Sink(Protocol):
 
 
 class CsvSink:
-    """``metrics.csv`` and ``evaluations.csv``: a row per seed and iteration, flushed as it is written."""
+    """``metrics.csv`` and ``evaluations.csv``: a row per seed and iteration. Files that exist are continued."""
 
     def __init__(self, directory: Path):
         self._directory = directory
@@ -55,13 +62,17 @@ class CsvSink:
         if not event.rows:
             return
         if event.kind not in self._tables:
-            file = (self._directory / f"{event.kind}.csv").open("x", newline="")
+            file = (self._directory / f"{event.kind}.csv").open("a", newline="")
             table = csv.DictWriter(file, list(event.rows[0]))
-            table.writeheader()
+            if file.tell() == 0:
+                table.writeheader()
             self._tables[event.kind] = file, table
         file, table = self._tables[event.kind]
         table.writerows({name: _number(value) for name, value in row.items()} for row in event.rows)
         file.flush()
+
+    def flush(self) -> None:
+        """Nothing waits: rows are flushed as they are written."""
 
     def close(self) -> None:
         for file, _ in self._tables.values():
@@ -76,23 +87,35 @@ def _number(value: float) -> str:
 
 
 class TensorBoardSink:
-    """TensorBoard event files, one run per seed."""
+    """TensorBoard event files, one TensorBoard run per seed; each process of a run adds a file."""
 
     def __init__(self, directory: Path, seeds: Sequence[int]):
-        from tensorboardX import SummaryWriter
-
-        many = len(seeds) > 1
-        self._writers = {s: SummaryWriter(str(directory / f"seed{s}" if many else directory)) for s in seeds}
+        self._directories = {s: directory / f"seed{s}" if len(seeds) > 1 else directory for s in seeds}
+        self._writers: dict[int, EventsWriter] = {}
 
     def begin(self, description: dict[str, Any]) -> None:
         del description
+        for seed, directory in self._directories.items():
+            directory.mkdir(parents=True, exist_ok=True)
+            # The process in the name, because the library's own name is only the second in which it starts.
+            self._writers[seed] = EventsWriter(str(directory / "events"), f".{os.getpid()}")
 
     def write(self, event: Event) -> None:
         for row in event.rows:
-            writer = self._writers[int(row["seed"])]
-            for name, value in row.items():
-                if "/" in name and not math.isnan(value):
-                    writer.add_scalar(name, value, int(row["env_steps"]))
+            values = [
+                Summary.Value(tag=name, simple_value=value)
+                for name, value in row.items()
+                if "/" in name and not math.isnan(value)
+            ]
+            record = EventRecord(wall_time=time.time(), step=int(row["env_steps"]), summary=Summary(value=values))
+            self._writers[int(row["seed"])].write_event(record)
+        if event.kind == "evaluations":
+            self.flush()
+
+    def flush(self) -> None:
+        """Everything written so far reaches the disk."""
+        for writer in self._writers.values():
+            writer.flush()
 
     def close(self) -> None:
         for writer in self._writers.values():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from typing import cast
 
+from reppo.config import ConfigError
 from reppo.envs.brax_style import BraxStyle
 
 DMC_VALUE_RANGE = (0.0, 150.0)  #: rewards are in [0, 1], so returns are below 100 at gamma 0.99; the rest is for entropy
+DOWNLOAD = "REPPO_ALLOW_DOWNLOAD"  #: environment variable without which nothing is fetched from the network
 
 
 def names() -> list[str]:
@@ -17,13 +21,26 @@ def names() -> list[str]:
 
 def make(name: str, physics: str | None = None) -> BraxStyle:
     """Build a task. ``physics`` is ``jax`` or ``warp``; unset, ``jax``: Playground's own default, warp, crawls on a CPU."""
+    import mujoco
     from mujoco_playground import registry
+    from mujoco_playground._src import mjx_env
 
     dmc = name in registry.dm_control_suite.ALL_ENVS
+    # Playground 0.2.0's reacher calls MjSpec.find_body, which MuJoCo renamed.
+    if not hasattr(mujoco.MjSpec, "find_body"):
+        mujoco.MjSpec.find_body = mujoco.MjSpec.body  # pyright: ignore[reportAttributeAccessIssue]
     config = registry.get_default_config(name)
     if "impl" in config:
         config.impl = physics or "jax"
-    env = registry.load(name, config=config)
+    if not dmc and not mjx_env.MENAGERIE_PATH.exists() and not os.environ.get(DOWNLOAD):
+        raise ConfigError(
+            f"playground:{name} needs robot models that are not here; allow Playground to download them (MuJoCo Menagerie, "
+            f"by git) with {DOWNLOAD}=1"
+        )
+    try:
+        env = registry.load(name, config=config)
+    except subprocess.CalledProcessError as error:
+        raise ConfigError(f"playground:{name}: Playground could not download its robot models: {error}") from error
     length = int(cast(int, config.episode_length))
     return BraxStyle(
         env,

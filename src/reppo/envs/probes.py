@@ -119,4 +119,6 @@ def names() -> list[str]:
 
 
 def make(name: str) -> Env:
-    return PROBES[name]()
+    env = PROBES[name]()
+    env.made_from = f"probe:{name}"
+    return env

@@ -1,0 +1,90 @@
+"""SIGTERM and SIGINT as a request to stop in good order.
+
+Python runs its signal handlers only between bytecodes of the main thread, and compiling a simulator can keep that
+thread away for a minute. So the signal's byte is read by a thread of its own (`signal.set_wakeup_fd`), which can also end
+the process at once where nothing would be lost by it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+STOPPED = 75  #: exit code of a run that was asked to stop and can be resumed (EX_TEMPFAIL of sysexits.h)
+
+
+class Stopped(Exception):
+    """Raised by the loop once a requested stop has left a checkpoint; its text says how to resume."""
+
+
+class Interrupt:
+    """A context that turns the first signal into `requested` and the second into an immediate exit.
+
+    Within `expendable`, where the state on disk is all there is to save, the first signal ends the process too.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self, how_to_resume: str):
+        self.requested = False
+        self.how_to_resume = how_to_resume
+        self._expendable = False
+        self._phase = threading.Lock()
+
+    def __enter__(self) -> Interrupt:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._old_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._old_handlers = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        threading.Thread(target=self._watch, name="signals", daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_fd)
+        os.close(self._write)  # the watcher reads the end of the pipe and returns
+
+    @contextlib.contextmanager
+    def expendable(self) -> Iterator[None]:
+        """A phase in which nothing is computed that the disk does not hold: compiling, before the first iteration."""
+        with self._phase:
+            if self.requested:
+                self._exit("stopped")
+            self._expendable = True
+        try:
+            yield
+        finally:
+            with self._phase:
+                self._expendable = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self.requested = True  # the watcher has set it already, unless the main thread was quicker
+
+    def _watch(self) -> None:
+        seen = 0
+        while byte := os.read(self._read, 1):
+            if byte[0] not in self.SIGNALS:
+                continue
+            seen += 1
+            with self._phase:
+                self.requested = True
+                if self._expendable or seen > 1:
+                    self._exit("stopped at once" if seen > 1 else "stopped")
+            self._say(f"{signal.Signals(byte[0]).name}: finishing the iteration; a second signal stops at once")
+        os.close(self._read)
+
+    def _exit(self, how: str) -> None:
+        # No cleanup: the main thread may be inside a compiler. Every file that matters is renamed into place.
+        self._say(f"{how}; {self.how_to_resume}")
+        os._exit(STOPPED)
+
+    @staticmethod
+    def _say(text: str) -> None:
+        os.write(sys.stderr.fileno(), f"\nreppo: {text}\n".encode())

@@ -1,0 +1,131 @@
+"""The directory of a run: what is in it, who may write it, and how it is wound back to a checkpoint.
+
+config.json       what the run is: environment, seeds, configuration, versions, hardware, git revision
+metrics.csv       a row per seed and iteration
+evaluations.csv   a row per seed and evaluation
+tensorboard/      the same, for TensorBoard
+checkpoints/      see `reppo.checkpoint`
+policy.npz        the newest evaluated policy, see `reppo.export`; policy_seed7.npz where there are several seeds
+curve.png         the learning curve
+summary.json      the outcome; written last, so that it marks a finished run
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from reppo.config import ConfigError
+
+
+def new_run_name(env: str) -> str:
+    """``CheetahRun-20260131-142500``: a directory name for a run of an environment that starts now."""
+    task = re.sub(r"[^A-Za-z0-9_.-]+", "-", env.rpartition(":")[2]).strip("-") or "run"
+    return f"{task}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def check_free(path: Path) -> None:
+    """Refuse a path that holds anything: an existing run is never touched."""
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise ConfigError(f"{path} exists already and is never overwritten; choose another --out, or `reppo resume {path}`")
+
+
+def create(path: Path, description: dict[str, Any]) -> Path:
+    """Make the directory, with its ``config.json`` in it from the first moment, so that it can always be resumed."""
+    check_free(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        write_json(partial / "config.json", description)
+        partial.rename(path)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ConfigError(f"cannot create {path}: {error.strerror}") from error
+    return path
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the directory against other processes; the kernel lets go of it however this process ends."""
+    try:
+        file = (path / "lock").open("a+")
+    except OSError as error:
+        raise ConfigError(f"cannot write in {path}: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ConfigError(f"{path} is in use by process {file.read().strip() or 'unknown'}") from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """The contents of ``config.json``; raises `ConfigError` where this is no run directory or the file is damaged."""
+    file = path / "config.json"
+    if not file.is_file():
+        raise ConfigError(f"{path} is not a run directory: it has no config.json")
+    try:
+        description = json.loads(file.read_text())
+        env, seeds, config = description["env"], description["seeds"], description["config"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{file} is damaged or of another program ({type(error).__name__})") from None
+    whole = isinstance(env, str) and isinstance(config, dict) and isinstance(seeds, list) and seeds
+    if not whole or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
+        raise ConfigError(f"{file} is damaged or of another program (env, seeds or config)")
+    return description
+
+
+def is_finished(path: Path, total_steps: int) -> bool:
+    """Whether ``summary.json`` says that the run has done this many steps."""
+    try:
+        return json.loads((path / "summary.json").read_text())["env_steps"] >= total_steps
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _growing(path: Path) -> list[Path]:
+    tables = [path / "metrics.csv", path / "evaluations.csv"]
+    return [p for p in [*tables, *sorted((path / "tensorboard").rglob("*"))] if p.is_file()]
+
+
+def positions(path: Path) -> dict[str, int]:
+    """Sizes of the files that rows are appended to, on disk by now."""
+    for file in _growing(path):
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    return {str(file.relative_to(path)): file.stat().st_size for file in _growing(path)}
+
+
+def rewind(path: Path, at: dict[str, int]) -> None:
+    """Cut these files back to where they were at a checkpoint: the rows after it will be computed again, the same."""
+    for name, size in at.items():
+        found = (path / name).stat().st_size if (path / name).is_file() else 0
+        if found < size:
+            raise ConfigError(f"rows are lost: {path / name} has {found} bytes, the checkpoint recorded {size}")
+    for file in _growing(path):
+        if (name := str(file.relative_to(path))) in at:
+            os.truncate(file, at[name])
+        else:
+            file.unlink()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("w") as file:
+        file.write(json.dumps(value, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
