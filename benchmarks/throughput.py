@@ -77,7 +77,7 @@ def measure(name: str, repetitions: int) -> dict[str, Any]:
             state = jax.tree.map(jnp.copy, run._env_state)
             return run.programs.rollout(run.state, state, run.key(0), jnp.asarray(False))
 
-        _, rows, _ = roll()
+        _, rows, _, _ = roll()
         jax.block_until_ready(rows)
         compile_rollout = time.perf_counter() - start - compile_first
 

@@ -1,44 +1,76 @@
-"""The command line: ``reppo train``, ``reppo eval``, ``reppo envs``."""
+"""The command line: ``reppo train``, ``reppo eval``, ``reppo envs``.
+
+A command is a dataclass of its arguments and a function; `COMMANDS` lists them. A field's type, default and docstring
+become its option, and ``# ---- name`` comments between the fields become the sections of ``--help``.
+"""
 
 from __future__ import annotations
 
+import argparse
+import ast
+import contextlib
+import dataclasses
+import difflib
+import errno
+import inspect
+import itertools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import textwrap
 import time
+import types
+import typing
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
 
-STARTED = time.perf_counter()  # before the heavy imports, so that a run's seconds are those that its user waited
+import jax
+import numpy as np
+from rich.columns import Columns
+from rich.console import Console
+from rich.text import Text
 
-import contextlib  # noqa: E402
-import dataclasses  # noqa: E402
-import difflib  # noqa: E402
-import io  # noqa: E402
-import json  # noqa: E402
-import os  # noqa: E402
-import re  # noqa: E402
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Annotated, Any, TypeVar  # noqa: E402
-
-import jax  # noqa: E402
-import tyro  # noqa: E402
-
-from reppo import envs, export, loop  # noqa: E402
-from reppo.config import PRESETS, Config, ConfigError, preset  # noqa: E402
-from reppo.display import make_display  # noqa: E402
-from reppo.evaluate import evaluate_policy  # noqa: E402
-from reppo.sinks import Sink, WandbSink  # noqa: E402
+import reppo
+from reppo import envs, export, loop
+from reppo.config import PRESETS, Config, ConfigError, preset
+from reppo.display import ACCENT, PlainDisplay, make_display, number
+from reppo.evaluate import evaluate_policy
+from reppo.run_directory import new_run_name
+from reppo.sinks import Sink, WandbSink
 
 DEFAULT_ENV = "playground:CartpoleSwingup"
+POSITIONAL = {"positional": True}  #: metadata of a field that is given without its name
+
 USER_ERROR = 2  #: exit code of everything that the user can mend
+INTERRUPTED = 130  #: exit code of a run that Ctrl-C has ended
 
 T = TypeVar("T")
+
+imported = time.perf_counter()
+started = imported  #: when the clock of a run begins; `main` sets it
+
+
+# ------------------------------------------------------------------------------------------- the commands
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainArgs:
-    """Train REPPO on an environment."""
+    """Train REPPO on an environment.
 
-    env: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV")] = DEFAULT_ENV
+    reppo train
+    reppo train playground:CheetahRun --seeds 5 --total-steps 2e6
+    reppo train path/to/file.py:MyEnv --v-min 0 --v-max 100
+    """
+
+    # ---- run
+    env: str = dataclasses.field(default=DEFAULT_ENV, metadata=POSITIONAL)
     """suite:Task (`reppo envs` lists them), or path/to/file.py:MyEnv for one of your own."""
-    preset: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(PRESETS) + "}")] = "cpu"
+    preset: str = "cpu"
     """A complete configuration; the options below change single values of it. Unset: cpu, or paper-large on a GPU."""
     seed: int = 0
     """The first seed."""
@@ -48,127 +80,504 @@ class TrainArgs:
     """A new directory for the run's files. Unset: runs/TASK-DATE-TIME."""
     wandb: str | None = None
     """Also log to this Weights & Biases project; uses the network."""
-    config: tyro.conf.OmitArgPrefixes[Config] = dataclasses.field(default_factory=Config)
+    config: Config = dataclasses.field(default_factory=Config)
+
+
+def train(args: TrainArgs) -> None:
+    if args.seeds < 1:
+        raise ConfigError(f"--seeds must be at least 1, got {args.seeds}")
+    out = args.out or Path("runs") / new_run_name(args.env)
+    display = make_display(out, started)
+    sinks: list[Sink] = [display]
+    if args.wandb is not None:
+        sinks.append(WandbSink(args.wandb))
+    with explained_errors(args.env, display):
+        loop.train(args.env, args.config, seed=args.seed, num_seeds=args.seeds, out=out, sinks=sinks, started=started)
+    display.summarise()
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalArgs:
-    """Evaluate a saved policy, greedily, on fresh episodes."""
+    """Evaluate a saved policy, greedily, on fresh episodes.
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """A run directory, or a policy file."""
+    reppo eval runs/CartpoleSwingup-20260131-142500
+    """
+
+    # ---- evaluation
+    run: Path = dataclasses.field(metadata=POSITIONAL)
+    """A run directory, all of whose seeds are evaluated, or one policy file."""
     env: str | None = None
     """Another environment with the same observations and actions. Unset: the one it was trained on."""
     episodes: int = 128
-    """Episodes."""
+    """Episodes per policy."""
     seed: int = 0
     """Seed of the episodes."""
     json: bool = False
     """Print one JSON object instead of a sentence."""
 
 
+def evaluate(args: EvalArgs) -> None:
+    for name, low in (("episodes", 1), ("seed", 0)):
+        if getattr(args, name) < low:
+            raise ConfigError(f"--{name} must be at least {low}, got {getattr(args, name)}")
+    policies = {path.name: export.load_policy(path) for path in policy_files(args.run)}
+    env = args.env or next(iter(policies.values())).env
+    results: dict[str, dict[str, np.ndarray]] = {}
+    with explained_errors(env), working("compiling, then evaluating"):
+        environment = envs.make(env)
+        for name, policy in policies.items():
+            results[name] = evaluate_policy(policy, environment, episodes=args.episodes, seed=args.seed)
+    if args.json:
+        print(json.dumps(evaluation_json(env, args.seed, results)))
+    else:
+        print_evaluation(env, args.seed, results)
+
+
+def policy_files(run: Path) -> list[Path]:
+    """The policies of a run directory, in the order of their seeds, or the one file; `export.load_policy` judges them."""
+    found = run.glob("policy*.npz") if run.is_dir() else []
+    return sorted(found, key=lambda path: (len(path.name), path.name)) or [run]
+
+
+def return_statistics(returns: np.ndarray, lengths: np.ndarray) -> dict[str, float]:
+    numbers = {"mean": returns.mean(), "std": returns.std(), "min": returns.min(), "max": returns.max()}
+    return {f"return_{name}": float(value) for name, value in numbers.items()} | {"length_mean": float(lengths.mean())}
+
+
+def evaluation_json(env: str, seed: int, results: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
+    """All episodes together, and each policy's own; ``returns`` are in the order of the policies."""
+    returns, lengths = (np.concatenate([result[name] for result in results.values()]) for name in ("returns", "lengths"))
+    each = [
+        {"policy": name, **return_statistics(**result), "returns": result["returns"].tolist()}
+        for name, result in results.items()
+    ]
+    whole = {"env": env, "episodes": len(returns), "seed": seed, **return_statistics(returns, lengths)}
+    return {**whole, "returns": returns.tolist(), "policies": each}
+
+
+def print_evaluation(env: str, seed: int, results: dict[str, dict[str, np.ndarray]]) -> None:
+    lines = []
+    for name, result in results.items():
+        s = return_statistics(**result)
+        mean = s["return_mean"]
+        spread, low, high = (number(s[f"return_{key}"], mean) for key in ("std", "min", "max"))
+        episodes = f"{len(result['returns'])} greedy episodes of {s['length_mean']:.0f} steps, seed {seed}"
+        lines.append((name, mean, f"return {number(mean)} ± {spread} (min {low}, max {high}) over {episodes}"))
+    console = make_console()
+    if len(lines) == 1:
+        console.print(f"{env}: {lines[0][2]}", soft_wrap=True)
+        return
+    console.print(env)
+    width = max(len(name) for name, _, _ in lines)
+    for name, _, sentence in lines:
+        console.print(f"  {name:{width}}  {sentence}", soft_wrap=True)
+    means = np.array([mean for _, mean, _ in lines])
+    low, high = (number(bound, means.mean()) for bound in (means.min(), means.max()))
+    console.print(f"  {'all':{width}}  return {number(means.mean())} (from {low} to {high}) over {len(means)} policies")
+
+
 @dataclasses.dataclass(frozen=True)
 class EnvsArgs:
-    """List what can be trained here, and what to install for the rest."""
+    """List what can be trained here, and what to install for the rest.
 
+    reppo envs
+    reppo envs cheetah
+    """
+
+    # ---- list
+    search: str | None = dataclasses.field(default=None, metadata=POSITIONAL)
+    """Only names that contain this."""
     json: bool = False
     """Print one JSON object instead of a table."""
 
 
-def train(args: TrainArgs) -> None:
-    out = args.out or Path("runs") / loop.new_run_name(args.env)
-    sinks: list[Sink] = [make_display(out)]
-    if args.wandb is not None:
-        sinks.append(WandbSink(args.wandb))
-    loop.train(args.env, args.config, seed=args.seed, num_seeds=args.seeds, out=out, sinks=sinks, started=STARTED)
-
-
-def evaluate(args: EvalArgs) -> None:
-    policy = export.load_policy(args.run)
-    if args.episodes < 1:
-        raise ConfigError(f"episodes must be at least 1, got {args.episodes}")
-    result = evaluate_policy(policy, envs.make(args.env or policy.env), episodes=args.episodes, seed=args.seed)
-    returns, lengths = result["returns"], result["lengths"]
-    if args.json:
-        numbers = {"mean": returns.mean(), "std": returns.std(), "min": returns.min(), "max": returns.max()}
-        numbers = {f"return_{name}": float(value) for name, value in numbers.items()}
-        print(json.dumps({"env": args.env or policy.env, "episodes": args.episodes, "seed": args.seed, **numbers,
-                          "length_mean": float(lengths.mean()), "returns": returns.tolist()}))  # fmt: skip
-        return
-    print(
-        f"{args.env or policy.env}: return {returns.mean():.1f} ± {returns.std():.1f} (min {returns.min():.1f}, "
-        f"max {returns.max():.1f}) over {len(returns)} greedy episodes of {lengths.mean():.0f} steps, seed {args.seed}"
-    )
-
-
 def list_envs(args: EnvsArgs) -> None:
-    found = {
-        name: {"about": suite.about, "install": f"pip install 'reppo[{suite.extra}]'" if suite.extra else None,
-               "tasks": None if envs.missing(suite) else suite.adapter().names()}
-        for name, suite in envs.SUITES.items()
-    }  # fmt: skip
+    suites = {name: described_suite(suite) for name, suite in envs.SUITES.items()}
+    word = (args.search or "").lower()
+    for name, entry in suites.items():
+        entry["tasks"] = [task for task in entry["tasks"] or () if word in f"{name}:{task}".lower()]
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps(suites))
         return
-    for name, entry in found.items():
-        print(f"{name}  ({entry['about']})")
-        if entry["tasks"] is None:
-            print(f"  not installed: {entry['install']}")
-        for task in entry["tasks"] or ():
-            print(f"  {name}:{task}")
-    print("your own  (a file with a reppo.Env)\n  path/to/file.py:MyEnv")
+    if word and not any(entry["tasks"] for entry in suites.values()):
+        raise ConfigError(f"no environment here contains {args.search!r}; `reppo envs` lists all")
+    shown = {name: entry for name, entry in suites.items() if entry["tasks"] or not word}
+    (print_columns if sys.stdout.isatty() else print_names)(shown)
 
 
-COMMANDS = {"train": (TrainArgs, train), "eval": (EvalArgs, evaluate), "envs": (EnvsArgs, list_envs)}
+def print_names(suites: dict[str, dict[str, Any]]) -> None:
+    """Whole names, a line each, for grep and its like."""
+    for name, entry in suites.items():
+        for line in [f"# {name}: {entry['problem']}"] if entry["problem"] else [f"{name}:{t}" for t in entry["tasks"]]:
+            print(line)
 
 
-def parse(args_type: type[T], argv: list[str], command: str, default: T | None = None) -> T:
-    """The typed arguments of a command; a mistake becomes one line."""
-    stderr = io.StringIO()
-    options: dict[str, Any] = {} if default is None else {"default": default}
+def print_columns(suites: dict[str, dict[str, Any]]) -> None:
+    console = make_console()
+    for name, entry in suites.items():
+        console.print(Text(f"{name}:", style=f"bold {ACCENT}").append(f"  {entry['about']}", style="default not bold"))
+        if entry["problem"]:
+            console.print(Text(f"  {entry['problem']}", style="yellow"), soft_wrap=True)
+        else:
+            console.print(Columns([f"  {task}" for task in entry["tasks"]], column_first=True, padding=(0, 1)))
+        console.print()
+    console.print("Train one with `reppo train SUITE:TASK`, your own with `reppo train path/to/file.py:MyEnv`.")
+
+
+def described_suite(suite: envs.Suite) -> dict[str, Any]:
+    """What a suite is, its tasks, and how to get it where it cannot be used; ``tasks`` is None there."""
+    install = f"pip install 'reppo[{suite.extra}]'" if suite.extra else None
+    entry: dict[str, Any] = {"about": suite.about, "install": install, "tasks": None, "problem": None}
+    if envs.missing(suite):
+        return {**entry, "problem": f"not installed: {install}"}
     try:
-        with contextlib.redirect_stderr(stderr):
-            args, unknown = tyro.cli(
-                args_type,
-                args=argv,
-                prog=f"reppo {command}",
-                description=args_type.__doc__,
-                return_unknown_args=True,
-                **options,
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise ConfigError(_one_line(stderr.getvalue(), command)) from None
+        return {**entry, "tasks": suite.adapter().names()}
+    except Exception as error:  # somebody else's package, in whatever state
+        return {**entry, "problem": f"installed, but it cannot be imported ({one_line(error)}): {install}"}
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "train": (TrainArgs, train),
+    "eval": (EvalArgs, evaluate),
+    "envs": (EnvsArgs, list_envs),
+}
+
+
+# ------------------------------------------------------------------------------------------- options from dataclasses
+
+
+class Option(NamedTuple):
+    """A field of a dataclass as an option of the command line."""
+
+    field: dataclasses.Field[Any]
+    hint: Any  #: its type
+    section: str
+    meaning: str
+
+    @property
+    def name(self) -> str:
+        return self.field.name
+
+    @property
+    def positional(self) -> bool:
+        return "positional" in self.field.metadata
+
+    @property
+    def flag(self) -> str:
+        return flag_of(f"--{self.name}")
+
+    @property
+    def kinds(self) -> tuple[Any, ...]:
+        """Its type, or the members of the union that it is."""
+        return typing.get_args(self.hint) if isinstance(self.hint, types.UnionType) else (self.hint,)
+
+    @property
+    def is_list(self) -> bool:
+        return typing.get_origin(self.hint) is tuple
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        if self.name == "preset":
+            return tuple(PRESETS)
+        return typing.get_args(self.hint) if typing.get_origin(self.hint) is Literal else ()
+
+    @property
+    def metavar(self) -> str:
+        """How its value is written in the help."""
+        if self.choices:
+            return "|".join(self.choices)
+        if self.is_list:
+            return "NAME ..."
+        return {bool: "", int: "N", float: "X", Path: "PATH", str: "NAME"}[self.kinds[0]]
+
+    def convert(self, word: str) -> Any:
+        """The value that a word stands for."""
+        optional = types.NoneType in self.kinds
+        if optional and word.lower() == "none":
+            return None
+        if self.choices and word not in self.choices:
+            close = nearest(word, self.choices)
+            raise argparse.ArgumentTypeError(f"must be one of {', '.join(self.choices)}, got {word!r}{close}")
+        for kind, read, name in ((int, whole_number, "a whole number"), (float, finite_number, "a finite number")):
+            if kind in self.kinds:
+                with contextlib.suppress(ValueError, OverflowError):
+                    return read(word)
+                raise argparse.ArgumentTypeError(f"must be {name}{' or None' * optional}, got {word!r}")
+        return Path(word) if Path in self.kinds else word
+
+
+def whole_number(word: str) -> int:
+    """400000, 400_000, 400,000 or 4e5."""
+    word = word.replace(",", "")
+    try:
+        return int(word)
+    except ValueError:
+        value = float(word)
+        if not value.is_integer():
+            raise ValueError(word) from None
+        return int(value)
+
+
+def finite_number(word: str) -> float:
+    value = float(word)
+    if not math.isfinite(value):
+        raise ValueError(word)
+    return value
+
+
+def flag_of(word: str) -> str:
+    """``--total_steps`` and ``--lambda_`` in the one spelling that is shown: ``--total-steps``, ``--lambda``."""
+    return word.rstrip("_").replace("_", "-")
+
+
+def options_of(cls: type) -> Iterator[Option]:
+    """The options of a command, those of its `Config` in their place. Read from the source, which has the docstrings."""
+    source = textwrap.dedent(inspect.getsource(cls))
+    lines, hints = source.splitlines(), typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    definition = ast.parse(source).body[0]
+    assert isinstance(definition, ast.ClassDef)
+    for node, following in itertools.zip_longest(definition.body, definition.body[1:]):
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            continue
+        name = node.target.id
+        if hints[name] is Config:
+            yield from options_of(Config)
+            continue
+        sections = [line.strip("#- ") for line in lines[: node.lineno] if line.strip().startswith("# ----")]
+        text = following.value.value if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant) else ""
+        meaning = " ".join(str(text).split())
+        yield Option(fields[name], hints[name], sections[-1] if sections else "options", meaning)
+
+
+# ------------------------------------------------------------------------------------------- parsing
+
+
+class Parser(argparse.ArgumentParser):
+    """Its complaints are one line each."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        message = re.sub(r"^argument ([^\s/]+)(/\S+)?:", r"\1", message)
+        message = message.replace("expected one argument", "needs a value")
+        raise ConfigError(re.sub(r"ignored explicit argument '.*'", "takes no value", message))
+
+
+def parse(args_type: type[T], argv: Sequence[str], command: str, config: Config | None = None) -> T:
+    """The arguments of a command; ``config`` holds the defaults of the options that are its fields.
+
+    Raises:
+        ConfigError: for arguments that are none, lack a value, or have one that cannot be.
+    """
+    options = list(options_of(args_type))
+    parser = Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for option in options:
+        if option.positional:
+            optional = option.field.default is not dataclasses.MISSING
+            count: dict[str, Any] = {"nargs": "?"} if optional else {}
+            parser.add_argument(option.name, type=option.convert, metavar=option.name.upper(), **count)
+        elif option.hint is bool:
+            parser.add_argument(option.flag, dest=option.name, action=argparse.BooleanOptionalAction)
+        else:
+            count = {"nargs": "*"} if option.is_list else {}
+            parser.add_argument(option.flag, dest=option.name, type=option.convert, **count)
+    found, unknown = parser.parse_known_args(spelled(argv, options))
     if unknown:
-        raise ConfigError(
-            f"unknown option {unknown[0]}{_nearest_option(args_type, unknown[0])}; `reppo {command} --help` lists them"
-        )
-    return args
+        raise ConfigError(unknown_argument(unknown[0], options, command))
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(found).items()}
+    if config is not None:
+        names = {field.name for field in dataclasses.fields(Config)} & values.keys()
+        values["config"] = dataclasses.replace(config, **{name: values.pop(name) for name in names})
+    return args_type(**values)
 
 
-def _one_line(box: str, command: str) -> str:
-    """The sentence inside the frame that the argument parser draws."""
-    lines = [re.sub(r"^[│|\s]+|[│|\s]+$", "", line) for line in box.splitlines()]
-    words = [line for line in lines if line and not re.match(r"^[╭╰─├+]", line) and "--help" not in line]
-    return " ".join(words) or f"bad arguments; see `reppo {command} --help`"
+def spelled(argv: Sequence[str], options: Sequence[Option]) -> list[str]:
+    """The arguments, flags in their one spelling, and a negative number tied to its flag, lest it look like a flag."""
+    switches = {option.flag for option in options if option.hint is bool}
+    singles = {option.flag for option in options} - switches - {option.flag for option in options if option.is_list}
+    words: list[str] = []
+    for word in argv:
+        last = words[-1] if words else ""
+        if last in singles and re.match(r"-\.?\d", word):
+            words[-1] = f"{last}={word}"
+            continue
+        if last.replace("--no-", "--") in switches and word.lower() in ("true", "false", "yes", "no", "on", "off"):
+            flag = last.replace("--no-", "--")
+            raise ConfigError(f"{last} takes no value; write {flag} or {flag.replace('--', '--no-')}")
+        name, equals, value = word.partition("=")
+        words.append(flag_of(name) + equals + value if word.startswith("--") else word)
+    return words
 
 
-def _nearest_option(args_type: type, word: str) -> str:
-    names = [f.name for f in dataclasses.fields(args_type)] + [f.name for f in dataclasses.fields(Config)]
-    flags = ["--" + name.strip("_").replace("_", "-") for name in names]
-    close = difflib.get_close_matches(word.partition("=")[0].replace("_", "-"), flags, n=2)
+def nearest(word: str, names: Sequence[str], count: int = 2) -> str:
+    """``; did you mean this or that?``, or nothing."""
+    close = difflib.get_close_matches(word, names, n=count)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def chosen_preset(argv: list[str]) -> str:
+def unknown_argument(word: str, options: Sequence[Option], command: str) -> str:
+    """What is wrong with an argument that no option takes."""
+    if not word.startswith("-"):
+        return f"unexpected argument {word!r}; see `reppo {command} --help`"
+    flags = [option.flag for option in options if not option.positional]
+    flags += [flag.replace("--", "--no-") for flag in flags if word.startswith("--no-")]
+    return f"unknown option {word}{nearest(word.partition('=')[0], flags)}; `reppo {command} --help` lists them"
+
+
+def chosen_preset(argv: Sequence[str]) -> str:
     """The value of ``--preset``, read ahead because it decides every other option's default."""
-    for i, word in enumerate(argv):
-        if word.startswith("--preset="):
-            return word.partition("=")[2]
-        if word == "--preset" and i + 1 < len(argv):
-            return argv[i + 1]
-    return loop.default_preset()
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset")
+    name = parser.parse_known_args(argv)[0].preset
+    if name is not None and name not in PRESETS:
+        raise ConfigError(f"no preset {name!r}{nearest(name, list(PRESETS))}; there are {', '.join(PRESETS)}")
+    return name or loop.default_preset()
+
+
+# ------------------------------------------------------------------------------------------- help
+
+
+def print_overview() -> None:
+    console = make_console()
+    name, _, purpose = (reppo.__doc__ or "").strip().partition(":")
+    console.print(
+        Text(f"{name} {reppo.__version__}", style=f"bold {ACCENT}").append(f" {purpose}\n", style="default not bold")
+    )
+    for name, (args_type, _) in COMMANDS.items():
+        summary, _, _ = (inspect.getdoc(args_type) or "").partition("\n")
+        console.print(Text(f"  reppo {name:8}", style=ACCENT).append(summary, style="default"))
+    console.print("\n`reppo COMMAND --help` describes a command's options.")
+
+
+def print_help(command: str, args_type: type, config: Config | None) -> None:
+    """A command's purpose, examples and options by section, with the defaults that hold on this machine."""
+    console = make_console()
+    options = list(options_of(args_type))
+    positionals = [f" [{o.name.upper()}]" if o.field.default is not dataclasses.MISSING else f" {o.name.upper()}"
+                   for o in options if o.positional]  # fmt: skip
+    console.print(Text(f"reppo {command}{''.join(positionals)} [OPTIONS]", style="bold"))
+    console.print(f"\n{inspect.getdoc(args_type)}".replace("\nreppo ", "\n  reppo "))
+    for section, members in itertools.groupby(options, key=lambda option: option.section):
+        console.print(Text(f"\n{section.capitalize()}", style="bold"))
+        for option in members:
+            for line in help_lines(option, config, min(console.width, 100)):
+                console.print(line, soft_wrap=True)
+
+
+def help_lines(option: Option, config: Config | None, width: int) -> Iterator[Text]:
+    """An option's flag and meaning, side by side; a long flag has a line of its own."""
+    indent = min(32, width // 2)
+    name = option.name.upper() if option.positional else option.flag
+    if option.hint is bool and default_of(option, config):
+        name = name.replace("--", "--[no-]")
+    left = Text(f"  {name}", style=ACCENT)
+    left.append("" if option.positional else f" {option.metavar}", style="default")
+    default = default_text(option, config)
+    meaning = textwrap.wrap(option.meaning + (f" [{default}]" if default else ""), max(width - indent, 20)) or [""]
+    if left.cell_len > indent - 2:
+        yield left
+        left = Text()
+    for line in meaning:
+        left.pad_right(indent - left.cell_len)
+        yield left.append(line, style="default")
+        left = Text()
+
+
+def default_of(option: Option, config: Config | None) -> Any:
+    return getattr(config, option.name) if config is not None and hasattr(config, option.name) else option.field.default
+
+
+def default_text(option: Option, config: Config | None) -> str:
+    """A default as it is typed; nothing where the meaning says what an unset option does."""
+    value = default_of(option, config)
+    if value is None or value == () or value is dataclasses.MISSING or option.name == "preset":
+        return ""
+    if isinstance(value, bool):
+        return "on" if value else ""
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+# ------------------------------------------------------------------------------------------- errors
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's type and the first line of its text."""
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def explain(error: BaseException) -> str | None:
+    """What a user can do about an error that is not ours; None where it is nobody's fault but the program's."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        size = re.search(r"allocat\w+ (\d+) bytes", text)
+        asked = f" (it asked for {int(size[1]) / 2**30:,.1f} GiB more)" if size else ""
+        return f"out of memory{asked}: try fewer --num-envs, --num-steps or --seeds, or smaller networks"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+    if isinstance(error, subprocess.CalledProcessError) and "git" in error.cmd:
+        return "this task downloads its robot with git at first use, and that failed: is there a network?"
+    return None
+
+
+@contextlib.contextmanager
+def explained_errors(env: str, display: PlainDisplay | None = None) -> Iterator[None]:
+    """Turn errors that an environment's own file has made into one line that names the place in it.
+
+    Where our code stumbles over what such a file returns, there is no such place: the line then holds the error itself.
+    Once training is under way, such an error is more likely ours, and is left alone.
+    """
+    try:
+        yield
+    except Exception as error:
+        path, _, _ = env.partition(":")
+        if isinstance(error, ConfigError) or not path.endswith(".py") or os.environ.get("REPPO_TRACEBACK"):
+            raise
+        place = place_in_file(error, Path(path))
+        under_way = display is not None and bool(display.telemetry.metrics)
+        if place is None and (under_way or not isinstance(error, TypeError | ValueError | LookupError | AttributeError)):
+            raise
+        raise ConfigError(f"{place or env}: {one_line(error)} (REPPO_TRACEBACK=1 shows more)") from error
+
+
+def place_in_file(error: BaseException, path: Path) -> str | None:
+    """The innermost line of a file that an exception has passed through."""
+    found, traceback = None, error.__traceback__
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if os.path.abspath(code.co_filename) == os.path.abspath(path):
+            found = f"{path}:{traceback.tb_lineno}, in {code.co_name}"
+        traceback = traceback.tb_next
+    return found
+
+
+# ------------------------------------------------------------------------------------------- running
+
+
+def make_console(stderr: bool = False) -> Console:
+    return Console(highlight=False, markup=False, emoji=False, stderr=stderr)
+
+
+def working(what: str) -> contextlib.AbstractContextManager[Any]:
+    """A sign of life on a terminal's stderr, nothing elsewhere."""
+    console = make_console(stderr=True)
+    return console.status(what) if console.is_terminal and not console.is_dumb_terminal else contextlib.nullcontext()
+
+
+def process_start() -> float:
+    """When this process began, on the clock of `time.perf_counter`: a run's seconds are those that its user waited."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return time.perf_counter() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError, AttributeError):  # not Linux
+        return imported
+
+
+def quieten() -> None:
+    """Silence what other packages say to their developers; ``-W`` and ``PYTHONWARNINGS`` bring the warnings back."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("REPPO_XLA_LOG_LEVEL", "3")
+    if not sys.warnoptions:
+        for package in ("brax", "flax", "gymnax", "jax", "mujoco", "mujoco_playground", "orbax", "tensorboardX"):
+            warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
 
 
 def use_compilation_cache() -> None:
@@ -178,39 +587,43 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def run(argv: list[str]) -> None:
+def run(argv: Sequence[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
-        print(__doc__)
-        for name, (args_type, _) in COMMANDS.items():
-            print(f"  reppo {name:6} {(args_type.__doc__ or '').strip()}")
-        print("\n`reppo COMMAND --help` describes a command's options.")
-        return
+        return print_overview()
+    if argv[0] == "--version":
+        return print(f"reppo {reppo.__version__}")
     command, *rest = argv
     if command not in COMMANDS:
-        raise ConfigError(f"no command {command!r}; there are {', '.join(COMMANDS)}")
-    use_compilation_cache()
+        raise ConfigError(f"no command {command!r}{nearest(command, list(COMMANDS))}; there are {', '.join(COMMANDS)}")
     args_type, function = COMMANDS[command]
-    default = None
-    if command == "train" and not {"-h", "--help"} & set(rest):
-        name = chosen_preset(rest)
-        default = TrainArgs(preset=name, config=preset(name))
-    elif command == "train":
-        default = TrainArgs(preset=loop.default_preset(), config=preset(loop.default_preset()))
-    function(parse(args_type, rest, command, default))
+    config = None
+    if any(field.name == "config" for field in dataclasses.fields(args_type)):
+        config = preset(chosen_preset(rest))
+    if {"-h", "--help"} & set(rest):
+        return print_help(command, args_type, config)
+    use_compilation_cache()
+    return function(parse(args_type, rest, command, config))
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Exit code 0 for success, 2 for a mistake of the user, 130 for an interrupt."""
+    global started
+    started = process_start() if argv is None else time.perf_counter()
     try:
-        run(sys.argv[1:] if argv is None else argv)
-    except ConfigError as error:
-        print(f"reppo: {error}", file=sys.stderr)
-        return USER_ERROR
+        with warnings.catch_warnings():
+            quieten()
+            run(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
         print("reppo: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return 0
+        return INTERRUPTED
+    except BrokenPipeError:  # `reppo envs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        line = str(error) if isinstance(error, ConfigError) else explain(error)
+        if line is None or os.environ.get("REPPO_TRACEBACK"):
+            raise
+        print(f"reppo: {' '.join(line.split())}", file=sys.stderr)
+        return USER_ERROR
     return 0
 
 

@@ -391,7 +391,8 @@ class LiveDisplay(PlainDisplay):
         end = [*self._alerts(width), *self._status()]
         rows = min(height - len(top) - len(end) - 4, CHART_ROWS[1])  # a blank, the axis and its labels, the cursor's line
         rows -= 1 - rows % 2  # an odd number has a middle for the middle label
-        curve = self._curve(width, rows) if rows >= CHART_ROWS[0] and width >= CHART_WIDTH else []
+        room = rows >= CHART_ROWS[0] and width >= CHART_WIDTH
+        curve = self._curve(width, rows) if room and telemetry.evaluations else []
         return [*top, *curve, *end]
 
     def _curve(self, width: int, rows: int) -> list[Text]:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reppo import checkpoint, envs, export, run_directory
+from reppo import checkpoint, envs, export, faults, run_directory
 from reppo.config import PRESETS, Config, ConfigError
 from reppo.envs.autoreset import AutoReset, First
 from reppo.envs.spec import EnvSpec, resolve
@@ -29,14 +29,14 @@ from reppo.interrupt import Interrupt, Stopped
 from reppo.plot import plot_run
 from reppo.provenance import provenance
 from reppo.reppo import make_learner
-from reppo.rollout import rollout
+from reppo.rollout import Fault, rollout
 from reppo.run_directory import new_run_name as new_run_name
 from reppo.sinks import CsvSink, Event, Sink, TensorBoardSink
 from reppo.types import Learner, Metrics, PyTree
 
 CLIPPED_WARNING = 0.05  #: share of targets outside the value support above which the user is told, once
 INVALID_LIMIT = 0.1  #: share of non-finite environment steps in one iteration above which a run stops
-SKIPPED_LIMIT = 0.5  #: share of skipped updates in one iteration above which a run stops
+SKIPPED_LIMIT = 0.25  #: share of skipped optimiser steps (critic, actor, duals) in one iteration above which a run stops
 SETTLED = 5  #: iterations after which that share means something: the untrained entropy bonus alone can leave the support
 
 
@@ -55,7 +55,7 @@ class Programs:
     begin: Callable[..., PyTree]
     begin_evaluation: Callable[..., PyTree]
     refresh: Callable[..., PyTree]
-    rollout: Callable[..., tuple[PyTree, Any, Metrics]]
+    rollout: Callable[..., tuple[PyTree, Any, Metrics, Fault]]
     update: Callable[..., tuple[PyTree, Metrics]]
 
 
@@ -104,6 +104,7 @@ class Run:
         returns: newest greedy evaluation, ``[K, episodes]``.
         evaluated: whether the evaluation due at this iteration has been made.
         best: best evaluation so far, the mean over seeds, or None.
+        faulty: seeds whose environments have returned numbers that are not finite.
         problems: what was wrong with checkpoints that were passed over.
     """
 
@@ -122,6 +123,7 @@ class Run:
         self.evaluated = False
         self.best: float | None = None
         self.problems: list[str] = []
+        self.faulty: set[int] = set()
         self._state: PyTree = None
         self._env_state: PyTree = None
 
@@ -175,11 +177,14 @@ class Run:
         """One iteration: roll out, update. Returns one row of metrics per seed."""
         began = time.perf_counter()
         key_rollout, key_update = (self.key(Stream.ITERATION, self.iteration, part) for part in (0, 1))
-        env_state, rows, episodes = self.programs.rollout(self._state, self._env_state, key_rollout, jnp.asarray(False))
+        env_state, rows, episodes, fault = self.programs.rollout(
+            self._state, self._env_state, key_rollout, jnp.asarray(False)
+        )
         self._state, metrics = self.programs.update(self._state, rows, key_update)
         self._env_state = env_state
         self.iteration += 1
         self.evaluated = False
+        self.save_fault(fault)
         period = -(-self.vector_env.refresh_every // self.config.num_steps)
         if self.iteration % period == 0:
             first = self.programs.first(self.key(Stream.FIRST, self.iteration))
@@ -231,7 +236,7 @@ class Run:
             if interrupt is not None and interrupt.requested:
                 return None
             key = self.key(Stream.EVALUATION, seed, batch, part)
-            env_state, rows, _ = self.programs.rollout(self._state, env_state, key, jnp.asarray(True))
+            env_state, rows, _, _ = self.programs.rollout(self._state, env_state, key, jnp.asarray(True))
             reward, over = np.asarray(rows.reward), np.asarray(rows.terminated | rows.truncated | ~rows.valid)
             for t in range(self.config.num_steps):
                 returns += np.where(running, reward[:, t], 0.0)
@@ -258,6 +263,16 @@ class Run:
             rows.append(row)
         self.evaluations += rows
         return Event("evaluations", rows)
+
+    def save_fault(self, fault: Fault) -> None:
+        """Write the reproduction file of a seed's first fault of this run; see `reppo.faults`."""
+        for k, seed in enumerate(self.seeds):
+            if self.directory is None or not bool(fault.found[k]) or seed in self.faulty:
+                continue
+            self.faulty.add(seed)
+            path = self.directory / f"fault-{self.env_steps:012d}-seed{seed}.npz"
+            if not path.exists():  # a resumed run makes the same one again
+                faults.save(path, jax.tree.map(lambda x, k=k: x[k], fault), describe(self))
 
     def save_policies(self) -> list[Path]:
         """Write every seed's policy into the run directory."""
@@ -578,15 +593,17 @@ def diverged(run: Run, rows: list[dict[str, float]]) -> str | None:
     config = run.config
     for row in rows:
         invalid = row["train/invalid_rows"] / config.batch_size
-        # Critic, actor and duals are counted apart, so that one of them alone is a third.
-        skipped = row["train/skipped_updates"] / (config.num_epochs * config.num_minibatches)
+        skipped = row["train/skipped_updates"] / (3 * config.num_epochs * config.num_minibatches)
         if invalid > INVALID_LIMIT:
             what = f"{invalid:.0%} of the environment's steps returned numbers that are not finite"
         elif skipped > SKIPPED_LIMIT:
             what = f"{skipped:.0%} of the updates had gradients that are not finite"
         else:
             continue
-        return f"seed {row['seed']:.0f} stopped at {run.env_steps:,} steps: {what}"
+        seed = int(row["seed"])
+        files = sorted(run.directory.glob(f"fault-*-seed{seed}.npz")) if run.directory else []
+        hint = f"; `reppo repro {files[0]}` makes the first such step again" if files else ""
+        return f"seed {seed} stopped at {run.env_steps:,} steps: {what}{hint}"
     return None
 
 

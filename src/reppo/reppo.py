@@ -240,13 +240,17 @@ def optimisers(config: Config) -> Optimisers:
         return optax.linear_schedule(initial, 0.0, steps) if config.anneal_learning_rate else initial
 
     network = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(rate(config.learning_rate)))
-    return Optimisers(network, optax.adam(rate(config.dual_learning_rate)))
+    # One vector instead of one small kernel for each of forty arrays: faster to run on a CPU, and to compile.
+    return Optimisers(optax.flatten(network), optax.adam(rate(config.dual_learning_rate)))
 
 
 def apply_gradients(
     module: PyTree, grads: PyTree, opt_state: PyTree, optimiser: optax.GradientTransformation
 ) -> tuple[PyTree, PyTree, jax.Array]:
-    """One optimiser step; a non-finite gradient changes nothing and is counted. Returns (module, state, skipped)."""
+    """One optimiser step; a non-finite gradient changes nothing and is counted. Returns (module, state, skipped).
+
+    The parameters then stay finite: where the gradient's norm is finite, so are Adam's moments, and its step is bounded.
+    """
     finite = jnp.isfinite(optax.global_norm(grads))
     updates, new_opt_state = optimiser.update(grads, opt_state)
     stepped = eqx.apply_updates(module, updates)

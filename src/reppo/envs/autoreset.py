@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from reppo.envs.base import Env
+from reppo.envs.base import Env, Transition
 from reppo.types import PyTree, TimeStep
 
 
@@ -46,10 +46,33 @@ def where_rows(mask: jax.Array, x: PyTree, y: PyTree) -> PyTree:
     return jax.tree.map(select, x, y)
 
 
-def finite_rows(tree: PyTree) -> jax.Array:
-    """Rows of which every floating leaf ``[N, ...]`` is finite, bool ``[N]``."""
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.stack([jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim))) for x in leaves]).all(0)
+LARGEST = 1e10  #: magnitude above which a number is no observation; MuJoCo calls a state bad above the same limit
+
+
+def all_rows(sound: PyTree, num_rows: int) -> jax.Array:
+    """Rows of which every entry of every bool leaf ``[N, ...]`` is true, ``[N]``."""
+    rows = jnp.ones(num_rows, bool)
+    for leaf in jax.tree.leaves(sound):
+        rows &= jnp.all(leaf, axis=tuple(range(1, leaf.ndim)))
+    return rows
+
+
+def is_floating(x: jax.Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def sound_numbers(tree: PyTree, num_rows: int) -> jax.Array:
+    """Rows of which every number is finite and at most `LARGEST`, bool ``[N]``."""
+    return all_rows([jnp.abs(x) <= LARGEST for x in jax.tree.leaves(tree) if is_floating(x)], num_rows)
+
+
+def sound_state(state: PyTree, first: PyTree, num_rows: int) -> jax.Array:
+    """Rows of a simulator's state that are finite wherever their first state was, bool ``[N]``.
+
+    Simulators keep infinities on purpose, as limits and as the distance of contacts that are none.
+    """
+    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(first), strict=True)
+    return all_rows([jnp.isfinite(x) | ~jnp.isfinite(y) for x, y in pairs if is_floating(x)], num_rows)
 
 
 class AutoReset:
@@ -87,19 +110,27 @@ class AutoReset:
         """Replace the stored first states; running episodes go on."""
         return eqx.tree_at(lambda s: s.first, state, first)
 
+    def scale(self, action: jax.Array) -> jax.Array:
+        """Actions in [-1, 1] to the environment's bounds."""
+        return self.low + (action + 1) / 2 * (self.high - self.low)
+
+    def step_alone(self, state: Any, action: jax.Array, key: jax.Array, index: jax.Array) -> tuple[Any, Transition]:
+        """The step that `step` takes in environment ``index``, without a reset: to look into one that went wrong."""
+        keys = jax.random.split(jax.random.split(key)[0], self.num_envs)
+        return self.env.step(state, self.scale(action), keys[index])
+
     def step(self, state: AutoResetState, action: jax.Array, key: jax.Array) -> tuple[AutoResetState, TimeStep]:
         """Step every environment with an action ``[N, A]`` in [-1, 1], mapped affinely to the bounds.
 
-        A row whose successor or reward is not finite is no transition: it is reported as invalid, its numbers are
-        replaced so that they can reach nothing, and only that environment is reset.
+        A row whose successor, reward or state is not finite is no transition: it is reported as invalid, its numbers
+        are replaced so that they can reach nothing, and only that environment is reset.
         """
         key_step, key_reset = jax.random.split(key)
-        scaled = self.low + (action + 1) / 2 * (self.high - self.low)
         env, (next_obs, reward, terminated) = jax.vmap(self.env.step)(
-            state.env, scaled, jax.random.split(key_step, self.num_envs)
+            state.env, self.scale(action), jax.random.split(key_step, self.num_envs)
         )
         reward = reward.astype(jnp.float32)
-        valid = finite_rows((next_obs, reward))
+        valid = sound_numbers((next_obs, reward), self.num_envs) & sound_state(env, state.first.env, self.num_envs)
         next_obs = where_rows(valid, next_obs, state.obs)
         reward = jnp.where(valid, reward, 0.0)
         terminated = terminated.astype(bool) & valid

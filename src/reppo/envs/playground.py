@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from typing import cast
+from typing import Any, cast
 
 from reppo.config import ConfigError
 from reppo.envs.brax_style import BraxStyle
@@ -27,8 +27,9 @@ def make(name: str, physics: str | None = None) -> BraxStyle:
 
     dmc = name in registry.dm_control_suite.ALL_ENVS
     # Playground 0.2.0's reacher calls MjSpec.find_body, which MuJoCo renamed.
-    if not hasattr(mujoco.MjSpec, "find_body"):
-        mujoco.MjSpec.find_body = mujoco.MjSpec.body  # pyright: ignore[reportAttributeAccessIssue]
+    spec_class: Any = mujoco.MjSpec  # pyright: ignore[reportAttributeAccessIssue]
+    if not hasattr(spec_class, "find_body"):
+        spec_class.find_body = spec_class.body
     config = registry.get_default_config(name)
     if "impl" in config:
         config.impl = physics or "jax"
