@@ -99,7 +99,8 @@ def write(directory: Path, arrays: dict[str, np.ndarray], progress: Progress) ->
     partial = final.with_name(final.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    _checkpointer().save((partial / "state").absolute(), arrays)
+    # Orbax refuses arrays of size zero, which simulators have where nothing touches; the manifest describes them.
+    _checkpointer().save((partial / "state").absolute(), {name: a for name, a in arrays.items() if a.size})
     files = {str(p.relative_to(partial)): _digest(p.read_bytes()) for p in sorted(partial.rglob("*")) if p.is_file()}
     manifest = {
         "format": FORMAT,
@@ -236,6 +237,9 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], Progress]:
     if extra:
         raise CheckpointError(f"checkpoint {path} holds a file that is not its own: {min(extra)}")
     arrays = {name: np.asarray(value) for name, value in _checkpointer().restore((path / "state").absolute()).items()}
+    for name, (dtype, shape) in manifest["leaves"].items():
+        if 0 in shape:
+            arrays[name] = np.zeros(shape, dtype)
     described = {name: [str(a.dtype), list(a.shape)] for name, a in arrays.items()}
     if described != manifest["leaves"]:
         raise CheckpointError(f"checkpoint {path} is damaged: its arrays are not those of its manifest")

@@ -534,7 +534,9 @@ def explained_errors(env: str, display: PlainDisplay | None = None) -> Iterator[
             raise
         place = place_in_file(error, Path(path))
         under_way = display is not None and bool(display.telemetry.metrics)
-        if place is None and (under_way or not isinstance(error, TypeError | ValueError | LookupError | AttributeError)):
+        if place is None and (
+            under_way or not isinstance(error, TypeError | ValueError | LookupError | AttributeError | ArithmeticError)
+        ):
             raise
         raise ConfigError(f"{place or env}: {one_line(error)} (REPPO_TRACEBACK=1 shows more)") from error
 

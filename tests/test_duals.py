@@ -1,0 +1,63 @@
+"""The two multipliers: their gradients by hand, and the direction in which they move."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from reppo import duals
+from reppo.duals import Duals
+
+
+def stepped(entropy: float, kl: float, steps: int = 1) -> Duals:
+    """Both at 0.1, after Adam has moved them; target entropy -1, KL bound 0.1."""
+    state = duals.init(0.1, 0.1)
+    adam = optax.adam(1e-2)
+    opt_state = adam.init(state)  # pyright: ignore[reportArgumentType]
+    gradient = jax.jit(jax.grad(duals.loss))
+    for _ in range(steps):
+        grads = gradient(state, jnp.array(entropy), -1.0, jnp.array(kl), 0.1)
+        updates, opt_state = adam.update(grads, opt_state)
+        state = optax.apply_updates(state, updates)
+    return state
+
+
+def test_initial_values() -> None:
+    state = duals.init(0.01, 0.3)
+    np.testing.assert_allclose((state.alpha, state.beta), (0.01, 0.3), rtol=1e-6)
+
+
+def test_gradients_by_hand() -> None:
+    # d/d log alpha of alpha (H - target) is alpha (H - target)   = 0.5 * (2 - (-1))    = 1.5
+    # d/d log beta of -beta (KL - bound)   is -beta (KL - bound)  = -0.2 * (0.35 - 0.1) = -0.05
+    grads = jax.grad(duals.loss)(duals.init(0.5, 0.2), jnp.array(2.0), -1.0, jnp.array(0.35), 0.1)
+    np.testing.assert_allclose((grads.log_alpha, grads.log_beta), (1.5, -0.05), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("entropy", "rises"), [(-3.0, True), (-1.5, True), (-0.5, False), (2.0, False)])
+def test_entropy_below_its_target_raises_alpha(entropy: float, rises: bool) -> None:
+    state = stepped(entropy=entropy, kl=0.1)
+    assert (state.alpha > 0.1) == rises
+    np.testing.assert_allclose(state.beta, 0.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("kl", "rises"), [(0.5, True), (0.11, True), (0.09, False), (0.0, False)])
+def test_kl_above_its_bound_raises_beta(kl: float, rises: bool) -> None:
+    state = stepped(entropy=-1.0, kl=kl)
+    assert (state.beta > 0.1) == rises
+    np.testing.assert_allclose(state.alpha, 0.1, rtol=1e-6)
+
+
+def test_they_stay_positive() -> None:
+    state = stepped(entropy=100.0, kl=0.0, steps=300)
+    assert 0 < state.alpha < 0.02
+    assert 0 < state.beta < 0.02
+
+
+def test_nothing_flows_into_entropy_or_kl() -> None:
+    state = duals.init(0.5, 0.2)
+    grads = jax.grad(lambda h, kl: duals.loss(state, h, -1.0, kl, 0.1), argnums=(0, 1))(jnp.array(2.0), jnp.array(0.3))
+    assert grads == (0.0, 0.0)
