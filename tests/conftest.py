@@ -18,7 +18,7 @@ from reppo.loop import Run
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 
-# No deadline, because the first example of a shape compiles; the same examples every time, so that a failure can be repeated.
+# No deadline, because the first example of a shape compiles; the same examples every time, so that failures can be repeated.
 settings.register_profile("reppo", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("reppo")
 

@@ -115,8 +115,9 @@ def test_kl_by_hand() -> None:
     np.testing.assert_allclose(p.kl(q), 0.44315, atol=1e-5)
     np.testing.assert_allclose(q.kl(p), 1.30685, atol=1e-5)
     # Action dimensions add up.
-    both, other = TanhGaussian(jnp.array([0.0, 1.0]), jnp.log(jnp.array([1.0, 2.0]))), TanhGaussian(
-        jnp.array([1.0, 0.0]), jnp.log(jnp.array([2.0, 1.0]))
+    both, other = (
+        TanhGaussian(jnp.array([0.0, 1.0]), jnp.log(jnp.array([1.0, 2.0]))),
+        TanhGaussian(jnp.array([1.0, 0.0]), jnp.log(jnp.array([2.0, 1.0]))),
     )
     np.testing.assert_allclose(both.kl(other), 0.44315 + 1.30685, atol=2e-5)
 

@@ -16,7 +16,14 @@ T, N = 7, 3
 
 
 def scalar_reference(
-    reward: Array, entropy_bonus: Array, value: Array, terminated: Array, truncated: Array, valid: Array, gamma: float, lam: float
+    reward: Array,
+    entropy_bonus: Array,
+    value: Array,
+    terminated: Array,
+    truncated: Array,
+    valid: Array,
+    gamma: float,
+    lam: float,
 ) -> Array:
     """The recursion with one branch for each way in which a row can end."""
     returns = np.zeros(reward.shape)
