@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +22,7 @@ def stepped(entropy: float, kl: float, steps: int = 1) -> Duals:
     for _ in range(steps):
         grads = gradient(state, jnp.array(entropy), -1.0, jnp.array(kl), 0.1)
         updates, opt_state = adam.update(grads, opt_state)
-        state = optax.apply_updates(state, updates)
+        state = eqx.apply_updates(state, updates)
     return state
 
 
