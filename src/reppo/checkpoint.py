@@ -3,17 +3,20 @@
 A checkpoint is a directory, ``RUN/checkpoints/000000204800`` (its environment steps), with two things in it:
 
     state/           the arrays, written by Orbax: a flat map from a leaf's path in the state to its array
-    manifest.json    what the run had done by then, and the SHA-256 of every file of ``state/`` and of itself
+    manifest.json    the run (as in ``config.json``), what it had done by then, the SHA-256 of every file and of itself
 
-It is written beside its final name and renamed into place, so that it is either whole or not there. Nothing is read
-from ``state/`` before every checksum agrees. There is no pickle anywhere.
+It is written beside its final name and renamed into place, and it is renamed before it is deleted, so that it is either
+whole or not there. Nothing is read from ``state/`` before every checksum agrees. There is no pickle anywhere.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -27,11 +30,19 @@ from reppo.config import ConfigError
 from reppo.types import PyTree
 
 FORMAT = "reppo-checkpoint-1"
-PARTIAL = ".partial"
+PARTIAL = ".partial"  #: suffix of a directory that is being written
+REMOVED = ".removed"  #: suffix of one that is being deleted
+DAMAGED = ".damaged"  #: suffix of one that a resumed run has passed over
+EVALUATED = "-evaluated"  #: suffix of a checkpoint taken after the evaluation at its step
+NAME = re.compile(rf"(\d{{12,}})({EVALUATED})?")
 
 
 class CheckpointError(ConfigError):
     """A checkpoint that cannot be used: one line that says which and why."""
+
+
+class Damaged(CheckpointError):
+    """A checkpoint of this program that is not what was written; an older one can be used instead."""
 
 
 class Progress(NamedTuple):
@@ -41,8 +52,27 @@ class Progress(NamedTuple):
     env_steps: int  #: per seed
     seconds: float  #: wall-clock so far, over all of the run's processes
     evaluated: bool  #: whether the evaluation that is due after this iteration is in the tables
-    best: float | None  #: best mean evaluation return so far
+    returns: list[list[float]]  #: the newest evaluation, seed by episode
     positions: dict[str, int]  #: bytes of each of the run's growing files
+
+    @property
+    def name(self) -> str:
+        """Name of its checkpoint. An evaluation makes another, so that no checkpoint is ever written over."""
+        return f"{self.env_steps:012d}{EVALUATED if self.evaluated else ''}"
+
+    @property
+    def score(self) -> float:
+        """Mean return of the evaluation of this very moment; negative infinity where there was none."""
+        score = float(np.mean(self.returns)) if self.evaluated and self.returns else -math.inf
+        return score if math.isfinite(score) else -math.inf
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that has been read."""
+
+    arrays: dict[str, np.ndarray]  #: by leaf path
+    progress: Progress
+    run: dict[str, Any]  #: the contents of ``config.json`` when it was written, with the versions that wrote it
 
 
 # --------------------------------------------------------------------------------------------- arrays and paths
@@ -93,40 +123,74 @@ def _unraw(array: np.ndarray, like: Any) -> jax.Array:
 # --------------------------------------------------------------------------------------------- writing
 
 
-def write(directory: Path, arrays: dict[str, np.ndarray], progress: Progress) -> Path:
+def write(directory: Path, arrays: dict[str, np.ndarray], progress: Progress, run: dict[str, Any]) -> Path:
     """Write one checkpoint into ``directory``, atomically; returns its path."""
-    final = directory / f"{progress.env_steps:012d}"
+    final = directory / progress.name
     partial = final.with_name(final.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    if not directory.is_dir():
+        directory.mkdir(parents=True)
+        sync(directory.parent)
+    _delete(partial)
+    partial.mkdir()
+    try:
+        _fill(partial, arrays, progress, run)
+    except BaseException:
+        _delete(partial)  # on a full disk this is what it is full of
+        raise
+    if final.exists():  # only where a copy was put there by hand
+        remove(final)
+    partial.rename(final)
+    sync(directory)
+    return final
+
+
+def _fill(partial: Path, arrays: dict[str, np.ndarray], progress: Progress, run: dict[str, Any]) -> None:
     # Orbax refuses arrays of size zero, which simulators have where nothing touches; the manifest describes them.
     _checkpointer().save((partial / "state").absolute(), {name: a for name, a in arrays.items() if a.size})
     files = {str(p.relative_to(partial)): _digest(p.read_bytes()) for p in sorted(partial.rglob("*")) if p.is_file()}
     manifest = {
         "format": FORMAT,
-        **progress._asdict(),
+        "progress": progress._asdict(),
+        "run": run,
         "leaves": {name: [str(a.dtype), list(a.shape)] for name, a in arrays.items()},
         "files": files,
     }
     manifest["digest"] = _digest(_canonical(manifest))
     (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     for path in [*partial.rglob("*"), partial]:
-        _sync(path)
-    if final.exists():  # the same step, saved again: before its evaluation and after it
-        _remove(final)
-    partial.rename(final)
-    _sync(directory)
-    return final
+        sync(path)
 
 
-def _remove(path: Path) -> None:
-    """Delete a checkpoint. Its manifest goes first: a directory without one is no checkpoint, rather than a damaged one."""
-    (path / "manifest.json").unlink()
-    shutil.rmtree(path)
+def remove(path: Path) -> None:
+    """Delete a checkpoint. It first gets another name: a half of one must not look like a damaged one."""
+    removed = path.with_name(path.name + REMOVED)
+    _delete(removed)
+    path.rename(removed)
+    _delete(removed)
+
+
+def set_aside(path: Path) -> Path:
+    """Give a damaged checkpoint a name under which it is neither used nor counted nor deleted."""
+    names = (path.with_name(path.name + DAMAGED + (f"{i}" if i else "")) for i in range(1000))
+    aside = next(name for name in names if not name.exists())
+    path.rename(aside)
+    return aside
+
+
+def sweep(directory: Path) -> None:
+    """Delete what killed processes were writing or deleting."""
+    for path in directory.glob("*") if directory.is_dir() else ():
+        if path.name.endswith((PARTIAL, REMOVED)):
+            _delete(path)
+
+
+def _delete(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _checkpointer() -> Any:
-    import orbax.checkpoint as ocp  # a second of imports that a run needs only when it first saves
+    import orbax.checkpoint as ocp  # half a second of imports that a run needs only when it first saves
 
     return ocp.PyTreeCheckpointer(use_ocdbt=True)
 
@@ -139,7 +203,8 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file, or the names in a directory, on the disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -152,12 +217,10 @@ class Saver:
 
     def __init__(self, directory: Path, keep: int, keep_best: bool):
         self.directory, self.keep, self.keep_best = directory, keep, keep_best
-        self.best: Path | None = None
-        self.last: Path | None = None
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
-    def save(self, tree: PyTree, progress: Progress, is_best: bool = False) -> None:
+    def save(self, tree: PyTree, progress: Progress, run: dict[str, Any]) -> None:
         """Copy the state to the host and write it in the background; waits for the save before it.
 
         Raises:
@@ -166,7 +229,7 @@ class Saver:
         self.wait()
         arrays = to_host(tree)
         # Not a daemon: an interpreter that exits in good order waits until the checkpoint is whole.
-        self._thread = threading.Thread(target=self._write, args=(arrays, progress, is_best), name="checkpoint")
+        self._thread = threading.Thread(target=self._write, args=(arrays, progress, run), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
@@ -178,103 +241,133 @@ class Saver:
         if error is not None:
             raise error
 
-    def _write(self, arrays: dict[str, np.ndarray], progress: Progress, is_best: bool) -> None:
+    def _write(self, arrays: dict[str, np.ndarray], progress: Progress, run: dict[str, Any]) -> None:
         try:
-            self.last = write(self.directory, arrays, progress)
-            if is_best and self.keep_best:
-                self.best = self.last
-                temporary = self.directory / ("best" + PARTIAL)
-                temporary.write_text(self.last.name + "\n")
-                os.replace(temporary, self.directory / "best")
-            self._prune()
+            write(self.directory, arrays, progress, run)
+            for path in superfluous(self.directory, self.keep, self.keep_best):
+                remove(path)
         except Exception as error:  # the thread that asked must hear of it, whatever it is
-            self._error = error if isinstance(error, OSError) else OSError(f"checkpoint not written: {error}")
-
-    def _prune(self) -> None:
-        """Delete what the policy does not keep."""
-        kept = {path.name for path in listing(self.directory)[-self.keep :]}
-        if self.keep_best:
-            kept.add(best_name(self.directory) or "")
-        for path in listing(self.directory):
-            if path.name not in kept:
-                _remove(path)
+            # Orbax reports a full disk as a ValueError of several lines.
+            lines = str(error).splitlines() or [type(error).__name__]
+            self._error = error if isinstance(error, OSError) and error.strerror else OSError(lines[0])
 
 
 # --------------------------------------------------------------------------------------------- reading
 
 
+def steps(path: Path) -> int:
+    """Environment steps of a checkpoint, from its name."""
+    match = NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
+
+
 def listing(directory: Path) -> list[Path]:
-    """Committed checkpoints, oldest first."""
+    """Checkpoints, oldest first, sound or not."""
     if not directory.is_dir():
         return []
-    return sorted(p for p in directory.iterdir() if p.name.isdigit() and (p / "manifest.json").is_file())
+    found = (path for path in directory.iterdir() if NAME.fullmatch(path.name))
+    return sorted(found, key=lambda path: (steps(path), path.name))
 
 
-def best_name(directory: Path) -> str | None:
-    """Name of the checkpoint with the best evaluation, or None."""
-    try:
-        return (directory / "best").read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return None
+def best(directory: Path) -> Path | None:
+    """The checkpoint with the best evaluation, the oldest of several; None where none has been evaluated."""
+    scores: dict[Path, float] = {}
+    for path in listing(directory):
+        with contextlib.suppress(CheckpointError):
+            scores[path] = _progress(_read_manifest(path), path).score
+    found = max(scores, key=lambda path: scores[path], default=None)
+    return found if found is not None and scores[found] > -math.inf else None
 
 
-def read(path: Path) -> tuple[dict[str, np.ndarray], Progress]:
-    """The arrays of a checkpoint, by leaf path, and its progress.
+def superfluous(directory: Path, keep: int, keep_best: bool) -> list[Path]:
+    """What the policy does not keep: all but the last of every step, all but the last steps, and not the best."""
+    last_of_step = {steps(path): path for path in listing(directory)}
+    kept = {*list(last_of_step.values())[-keep:], *([best(directory)] if keep_best else [])}
+    return [path for path in listing(directory) if path not in kept]
+
+
+def read(path: Path) -> Checkpoint:
+    """A checkpoint's contents.
 
     Raises:
-        CheckpointError: where a file is missing, truncated, altered or foreign.
+        Damaged: where a file is missing, truncated or altered.
+        CheckpointError: where it is of another program or version.
     """
     manifest = _read_manifest(path)
-    files: dict[str, str] = manifest["files"]
+    progress = _progress(manifest, path)
+    run, leaves, files = (manifest.get(field) for field in ("run", "leaves", "files"))
+    if not (isinstance(run, dict) and isinstance(leaves, dict) and isinstance(files, dict)):
+        raise CheckpointError(f"{path} is not a checkpoint of this program: its manifest.json is incomplete")
     for name, digest in files.items():
-        try:
-            data = (path / name).read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"checkpoint {path} is damaged: {name}: {error.strerror}") from None
-        if _digest(data) != digest:
-            raise CheckpointError(f"checkpoint {path} is damaged: {name} is not what was written")
-    extra = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()} - files.keys() - {"manifest.json"}
+        if _digest(_bytes(path / name, f"checkpoint {path} is damaged: {name}")) != digest:
+            raise Damaged(f"checkpoint {path} is damaged: {name} is not what was written")
+    extra = {str(p.relative_to(path)) for p in path.rglob("*") if not p.is_dir()} - files.keys() - {"manifest.json"}
     if extra:
-        raise CheckpointError(f"checkpoint {path} holds a file that is not its own: {min(extra)}")
-    arrays = {name: np.asarray(value) for name, value in _checkpointer().restore((path / "state").absolute()).items()}
-    for name, (dtype, shape) in manifest["leaves"].items():
-        if 0 in shape:
-            arrays[name] = np.zeros(shape, dtype)
-    described = {name: [str(a.dtype), list(a.shape)] for name, a in arrays.items()}
-    if described != manifest["leaves"]:
-        raise CheckpointError(f"checkpoint {path} is damaged: its arrays are not those of its manifest")
-    return arrays, Progress(*(manifest[field] for field in Progress._fields))
+        raise Damaged(f"checkpoint {path} holds a file that is not its own: {min(extra)}")
+    try:
+        restored = _checkpointer().restore((path / "state").absolute())
+        arrays = {name: np.asarray(value) for name, value in restored.items()}
+        arrays |= {name: np.zeros(shape, dtype) for name, (dtype, shape) in leaves.items() if 0 in shape}
+    except Exception as error:  # the sums agree, so that this is what some other program has put there
+        raise CheckpointError(f"checkpoint {path} is not of this program ({type(error).__name__})") from error
+    if {name: [str(a.dtype), list(a.shape)] for name, a in arrays.items()} != leaves:
+        raise CheckpointError(f"checkpoint {path} is not of this program: its arrays are not those of its manifest")
+    return Checkpoint(arrays, progress, run)
+
+
+def _bytes(path: Path, what: str) -> bytes:
+    """A file's contents; anything but a plain file, such as a pipe that would never end, is an error."""
+    try:
+        if not path.is_file():
+            raise Damaged(f"{what} is missing")
+        return path.read_bytes()
+    except OSError as error:
+        raise Damaged(f"{what} cannot be read: {error.strerror}") from None
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
+    data = _bytes(path / "manifest.json", f"checkpoint {path} is damaged: manifest.json")
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-    except OSError as error:
-        raise CheckpointError(f"{path} is not a checkpoint: manifest.json: {error.strerror}") from None
+        manifest = json.loads(data)
     except (ValueError, RecursionError):
-        raise CheckpointError(f"checkpoint {path} is damaged: manifest.json is not JSON") from None
+        raise Damaged(f"checkpoint {path} is damaged: manifest.json is not JSON") from None
     if not isinstance(manifest, dict) or "format" not in manifest:
         raise CheckpointError(f"{path} is not a checkpoint of this program")
-    if manifest["format"] != FORMAT:
-        raise CheckpointError(f"checkpoint {path} has format {manifest['format']!r}; this version reads {FORMAT!r}")
     digest = manifest.pop("digest", None)
     if digest != _digest(_canonical(manifest)):
-        raise CheckpointError(f"checkpoint {path} is damaged: manifest.json is not what was written")
+        raise Damaged(f"checkpoint {path} is damaged: manifest.json is not what was written")
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(f"checkpoint {path} has format {manifest['format']!r}; this version reads {FORMAT!r}")
     return manifest
 
 
-def newest(directory: Path) -> tuple[dict[str, np.ndarray], Progress, list[str]] | None:
-    """The newest sound checkpoint and what was wrong with newer ones; None where there has been none yet.
+def _progress(manifest: dict[str, Any], path: Path) -> Progress:
+    values = manifest.get("progress")
+    kinds = (int, int, float, bool, list, dict)
+    if not isinstance(values, dict) or [type(values.get(name)) for name in Progress._fields] != list(kinds):
+        raise CheckpointError(f"{path} is not a checkpoint of this program: its manifest.json is incomplete")
+    progress = Progress(*(values[name] for name in Progress._fields))
+    numbers = [number for episodes in progress.returns for number in (episodes if isinstance(episodes, list) else [None])]
+    if not all(type(n) is float for n in numbers) or not all(type(n) is int for n in progress.positions.values()):
+        raise CheckpointError(f"{path} is not a checkpoint of this program: its manifest.json is incomplete")
+    if progress.name != path.name:
+        raise Damaged(f"checkpoint {path} is damaged: it was written as {progress.name}")
+    return progress
+
+
+def newest(directory: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
+    """The newest sound checkpoint, None where there is none at all, and what is wrong with newer ones.
 
     Raises:
-        CheckpointError: where there are checkpoints and none is sound.
+        CheckpointError: where there are checkpoints and none is sound, or the newest is not of this program.
     """
-    problems: list[str] = []
+    damaged: dict[Path, str] = {}
     for path in reversed(listing(directory)):
         try:
-            return *read(path), problems
-        except CheckpointError as error:
-            problems.append(str(error))
-    if problems:
-        raise CheckpointError(problems[0])
-    return None
+            return read(path), damaged
+        except Damaged as error:
+            damaged[path] = str(error)
+    if damaged:
+        raise CheckpointError(f"{next(iter(damaged.values()))}; there is no sound one to go on from")
+    return None, {}

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import json
 import os
 import resource
 import time
@@ -26,7 +27,7 @@ from reppo.config import PRESETS, Config, ConfigError
 from reppo.envs.autoreset import AutoReset, First
 from reppo.envs.spec import EnvSpec, resolve
 from reppo.interrupt import Interrupt, Stopped
-from reppo.plot import plot_run
+from reppo.plot import plot_run, read_rows
 from reppo.provenance import provenance
 from reppo.reppo import make_learner
 from reppo.rollout import Fault, rollout
@@ -103,9 +104,8 @@ class Run:
         evaluations: one row per seed and evaluation, as in ``evaluations.csv``.
         returns: newest greedy evaluation, ``[K, episodes]``.
         evaluated: whether the evaluation due at this iteration has been made.
-        best: best evaluation so far, the mean over seeds, or None.
         faulty: seeds whose environments have returned numbers that are not finite.
-        problems: what was wrong with checkpoints that were passed over.
+        notes: what the user should know before the run goes on.
     """
 
     def __init__(self, env: envs.Env, config: Config, seeds: Sequence[int], directory: Path | None):
@@ -121,11 +121,15 @@ class Run:
         self.returns = np.full((len(self.seeds), 0), np.nan)
         self.iteration = 0
         self.evaluated = False
-        self.best: float | None = None
-        self.problems: list[str] = []
+        self.notes: list[str] = []
         self.faulty: set[int] = set()
         self._state: PyTree = None
         self._env_state: PyTree = None
+
+    @functools.cached_property
+    def description(self) -> dict[str, Any]:
+        """What the run is, as JSON values, see `describe`."""
+        return json.loads(json.dumps(describe(self)))
 
     @property
     def env_steps(self) -> int:
@@ -157,8 +161,13 @@ class Run:
         check_first_observations(self.spec.name, first.obs)
         self._env_state = self.programs.begin(first, self.key(Stream.STAGGER))
 
-    def restore(self, arrays: dict[str, np.ndarray], progress: checkpoint.Progress) -> None:
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go to where a checkpoint is, instead of `start`; raises `ConfigError` where it is not of this run."""
+        at = f"the checkpoint at {saved.progress.env_steps:,} steps"
+        if saved.progress.iteration > self.config.num_iterations:
+            raise ConfigError(f"{at} is beyond total_steps, {self.config.total_steps:,}")
+        if differences := other_run(saved.run, self.description):
+            raise checkpoint.CheckpointError(f"{at} is not of this run: {', '.join(differences)}")
         keys = self.key(Stream.INIT)
 
         def begin(keys: jax.Array) -> PyTree:
@@ -166,12 +175,14 @@ class Run:
 
         like = {"learner": jax.eval_shape(self.programs.init, keys), "env": jax.eval_shape(begin, keys)}
         try:
-            tree = checkpoint.from_host(arrays, like)
-        except checkpoint.CheckpointError as error:
-            at = f"the checkpoint at {progress.env_steps:,} steps"
+            tree = checkpoint.from_host(saved.arrays, like)
+            self.returns = np.array(saved.progress.returns, float).reshape(len(self.seeds), -1)
+        except (checkpoint.CheckpointError, ValueError) as error:
             raise checkpoint.CheckpointError(f"{at} is not of this run: {error}") from None
         self._state, self._env_state = tree["learner"], tree["env"]
-        self.iteration, self.evaluated, self.best = progress.iteration, progress.evaluated, progress.best
+        self.iteration, self.evaluated = saved.progress.iteration, saved.progress.evaluated
+        if elsewhere := changed_provenance(saved.run, self.description):
+            self.notes.append(f"{at} was written elsewhere ({elsewhere}): what follows may differ in the last bits")
 
     def iterate(self, clock: Clock) -> list[dict[str, float]]:
         """One iteration: roll out, update. Returns one row of metrics per seed."""
@@ -253,7 +264,6 @@ class Run:
             return None
         self.returns, lengths = result
         self.evaluated = True
-        self.best = max(float(self.returns.mean()), -np.inf if self.best is None else self.best)
         rows = []
         for seed, returns, length in zip(self.seeds, self.returns, lengths, strict=True):
             row = {"seed": float(seed), "iteration": float(self.iteration), "env_steps": float(self.env_steps)}
@@ -264,6 +274,21 @@ class Run:
         self.evaluations += rows
         return Event("evaluations", rows)
 
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to compute."""
+        return self.iteration >= self.config.num_iterations and self.evaluated
+
+    def recall(self) -> None:
+        """Read back the tables, and which seeds have a reproduction file."""
+        if self.directory is None:
+            return
+        for table, rows in (("metrics", self.history), ("evaluations", self.evaluations)):
+            path = self.directory / f"{table}.csv"
+            rows[:] = read_rows(path) if path.is_file() else []
+        # A fault after this iteration counts, too: it will be met again, and is in its file already.
+        self.faulty = {seed for seed in self.seeds if any(self.directory.glob(f"fault-*-seed{seed}.npz"))}
+
     def save_fault(self, fault: Fault) -> None:
         """Write the reproduction file of a seed's first fault of this run; see `reppo.faults`."""
         for k, seed in enumerate(self.seeds):
@@ -271,8 +296,7 @@ class Run:
                 continue
             self.faulty.add(seed)
             path = self.directory / f"fault-{self.env_steps:012d}-seed{seed}.npz"
-            if not path.exists():  # a resumed run makes the same one again
-                faults.save(path, jax.tree.map(lambda x, k=k: x[k], fault), describe(self))
+            faults.save(path, jax.tree.map(lambda x, k=k: x[k], fault), self.description)
 
     def save_policies(self) -> list[Path]:
         """Write every seed's policy into the run directory."""
@@ -351,7 +375,7 @@ def train(
     run = Run(envs.make(env), config, range(seed, seed + num_seeds), None)
     if out is None:
         return _drive(run, list(sinks), clock, interrupt)
-    run.directory = run_directory.create(Path(out), describe(run))
+    run.directory = run_directory.create(Path(out), run.description)
     with run_directory.locked(run.directory):
         return _drive(run, list(sinks), clock, interrupt)
 
@@ -384,23 +408,42 @@ def resume(
     clock = Clock(time.perf_counter() if started is None else started)
     directory = Path(directory)
     description = run_directory.read_description(directory)
-    saved = Config.from_json(description["config"], str(directory / "config.json"))
-    config = config or saved
-    check_changes(saved, config)
+    saved_config = Config.from_json(description["config"], str(directory / "config.json"))
+    config = config or saved_config
+    check_changes(saved_config, config)
     config.validate()
     with run_directory.locked(directory):
         run = Run(_same_env(description, env), config, description["seeds"], directory)
-        found = checkpoint.newest(directory / "checkpoints")
-        if found is not None:
-            run.restore(*found[:2])
-            clock = Clock(clock.started - found[1].seconds)
-            run_directory.rewind(directory, found[1].positions)
-            run.problems = found[2]
+        saved, damaged = checkpoint.newest(directory / "checkpoints")
+        positions = {} if saved is None else saved.progress.positions
+        if saved is None:
+            run.notes.append("stopped before its first checkpoint: it starts from the beginning")
         else:
-            run_directory.rewind(directory, {})
-        if config != saved:
-            run_directory.write_json(directory / "config.json", {**description, "config": dataclasses.asdict(config)})
+            run.restore(saved)
+            clock = Clock(clock.started - saved.progress.seconds)
+        run_directory.check_rows(directory, positions)
+        if run.finished and run_directory.is_finished(directory, run.env_steps):
+            run.recall()
+            return _nothing_to_do(run, sinks)
+        # Until here nothing on the disk has been changed.
+        for path, problem in damaged.items():
+            aside = checkpoint.set_aside(path)
+            run.notes.append(f"{problem}; it is now {aside.name}, and the run goes on from {run.env_steps:,} steps")
+        checkpoint.sweep(directory / "checkpoints")
+        run_directory.rewind(directory, positions)
+        run.recall()
+        if config != saved_config:
+            changed = {**description, "config": run.description["config"]}
+            run_directory.write_json(directory / "config.json", changed)
         return _drive(run, list(sinks), clock, interrupt)
+
+
+def _nothing_to_do(run: Run, sinks: Sequence[Sink]) -> Run:
+    for sink in sinks:
+        sink.begin(run.description)
+        sink.write(Event.status(f"finished at {run.env_steps:,} steps: nothing to do (a larger total_steps extends it)"))
+        sink.close()
+    return run
 
 
 #: Options that may change when a run is resumed: they do not change what it computes until then.
@@ -418,6 +461,28 @@ def check_changes(saved: Config, config: Config) -> None:
         raise ConfigError(f"these options would make it another run: {listed}; start a new one with `reppo train`")
 
 
+def other_run(written: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Differences between two descriptions of a run that make them two runs: ``name this -> that``."""
+    pairs = [(name, written.get(name), now[name]) for name in ("env", "seeds")]
+    options, own = written.get("config"), now["config"]
+    options = options if isinstance(options, dict) else {}
+    names = sorted((options.keys() | own.keys()) - RESUMABLE)
+    pairs += [(name, options.get(name), own.get(name)) for name in names]
+    return [f"{name} {was!r} -> {this!r}" for name, was, this in pairs if was != this]
+
+
+def changed_provenance(written: dict[str, Any], now: dict[str, Any]) -> str:
+    """Versions, source revision and hardware that differ between two descriptions, in words."""
+
+    def flat(description: dict[str, Any]) -> dict[str, Any]:
+        hardware, versions = (dict(description.get(name) or {}) for name in ("hardware", "versions"))
+        return {**versions, "git": description.get("git"), "cpu": hardware.get("cpu"), "devices": hardware.get("devices")}
+
+    was, this = flat(written), flat(now)
+    changed = [f"{name} {was.get(name)} -> {this.get(name)}" for name in this if was.get(name) != this[name]]
+    return ", ".join(changed)
+
+
 def _same_env(description: dict[str, Any], env: EnvLike | None) -> envs.Env:
     name = description["env"]
     if env is None and ":" not in name:
@@ -431,16 +496,19 @@ def _same_env(description: dict[str, Any], env: EnvLike | None) -> envs.Env:
 def _drive(run: Run, sinks: list[Sink], clock: Clock, interrupt: Interrupt | None) -> Run:
     """Advance a run to its end, feeding its sinks, and write its outcome."""
     config, directory = run.config, run.directory
-    with jax.default_matmul_precision(config.precision), contextlib.ExitStack() as stack:
+    with (
+        jax.default_matmul_precision(config.precision),
+        run_directory.explained_disk_errors(directory),
+        contextlib.ExitStack() as stack,
+    ):
         files: list[CsvSink | TensorBoardSink] = []
         if directory is not None:
             files = [CsvSink(directory), TensorBoardSink(directory / "tensorboard", run.seeds)]
         keeper = Keeper(run, files, clock)
         stack.callback(keeper.close)
-        description = describe(run)
         for sink in [*sinks, *files]:
             stack.callback(sink.close)
-            sink.begin(description)
+            sink.begin(run.description)
         for event in advance(run, keeper, clock, interrupt or Interrupt("")):
             for sink in [*files, *sinks]:
                 sink.write(event)
@@ -468,46 +536,48 @@ class Keeper:
 
     def __init__(self, run: Run, files: Sequence[CsvSink | TensorBoardSink], clock: Clock):
         self.run, self.files, self.clock = run, files, clock
-        self.best = run.best
         self.saved_at = time.perf_counter()
+        self.saved = self._moment if run.state is not None else None  # a run that was restored is on the disk
         self.saver: checkpoint.Saver | None = None
         if run.directory is not None:
             self.saver = checkpoint.Saver(run.directory / "checkpoints", run.config.keep_checkpoints, run.config.keep_best)
+
+    @property
+    def _moment(self) -> tuple[int, bool]:
+        return self.run.iteration, self.run.evaluated
 
     @property
     def due(self) -> bool:
         return time.perf_counter() - self.saved_at > 60 * self.run.config.checkpoint_minutes
 
     def save(self) -> None:
-        """Start a checkpoint of this moment; the run goes on while it is written."""
-        if self.saver is None or self.run.directory is None:
+        """Start a checkpoint of this moment, unless there is one; the run goes on while it is written.
+
+        Raises:
+            ConfigError: where the one before it could not be written.
+        """
+        run = self.run
+        if self.saver is None or run.directory is None or self.saved == self._moment:
             return
-        run, directory = self.run, self.run.directory
         for file in self.files:
             file.flush()
-        is_best = run.evaluated and run.best is not None and (self.best is None or run.best > self.best)
-        self.best = run.best
         progress = checkpoint.Progress(
-            run.iteration,
-            run.env_steps,
-            self.clock.seconds,
-            run.evaluated,
-            run.best,
-            run_directory.positions(directory),
+            iteration=run.iteration,
+            env_steps=run.env_steps,
+            seconds=self.clock.seconds,
+            evaluated=run.evaluated,
+            returns=run.returns.tolist(),
+            positions=run_directory.positions(run.directory),
         )
-        try:
-            self.saver.save({"learner": run.state, "env": run.env_state}, progress, is_best)
-        except OSError as error:
-            raise ConfigError(self._failure(error)) from error
-        self.saved_at = time.perf_counter()
+        with self._explained():
+            self.saver.save({"learner": run.state, "env": run.env_state}, progress, run.description)
+        self.saved, self.saved_at = self._moment, time.perf_counter()
 
     def wait(self) -> None:
-        """Until the checkpoint that was started last is on disk."""
-        try:
+        """Until the checkpoint that was started last is on disk; raises `ConfigError` where it could not be written."""
+        with self._explained():
             if self.saver is not None:
                 self.saver.wait()
-        except OSError as error:
-            raise ConfigError(self._failure(error)) from error
 
     def close(self) -> None:
         """Let a checkpoint in progress end, whatever else went wrong."""
@@ -515,25 +585,31 @@ class Keeper:
             if self.saver is not None:
                 self.saver.wait()
 
-    def _failure(self, error: OSError) -> str:
-        last = checkpoint.listing(self.run.directory / "checkpoints")[-1:] if self.run.directory else []
-        sound = f"the newest sound one is at {int(last[0].name):,} steps" if last else "there is none yet"
-        return f"cannot write a checkpoint: {error.strerror or error}; {sound}; then `reppo resume {self.run.directory}`"
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            directory = self.run.directory
+            last = checkpoint.listing(directory / "checkpoints")[-1:] if directory else []
+            sound = f"the newest is at {checkpoint.steps(last[0]):,} steps" if last else "there is none yet"
+            raise ConfigError(
+                f"cannot write a checkpoint: {error.strerror or error}; {sound}; mend it, then `reppo resume {directory}`"
+            ) from error
 
 
 def advance(run: Run, keeper: Keeper, clock: Clock, interrupt: Interrupt) -> Iterator[Event]:
     """Drive a run from where it is to its end; yields what happens, for the sinks."""
     points = evaluation_points(run.config)
     clipping = ClippedWarning(run)
-    for problem in run.problems:
-        yield Event.warning(f"{problem}; an older checkpoint is used")
+    for note in run.notes:
+        yield Event.warning(note)
     with contextlib.ExitStack() as compiling:
         # Until the first iteration is done the process may be stopped at any moment: the disk has all that matters.
         compiling.enter_context(interrupt.expendable())
         if run.state is None:
             yield Event.status("compiling the simulator, drawing first states")
             run.start()
-            keeper.save()
         else:
             yield Event.status(f"resuming at {run.env_steps:,} steps")
         while True:
@@ -544,7 +620,7 @@ def advance(run: Run, keeper: Keeper, clock: Clock, interrupt: Interrupt) -> Ite
                 yield evaluation
                 if run.iteration > 0:
                     run.save_policies()
-                    keeper.save()
+                keeper.save()
             elif keeper.due:
                 keeper.save()
             if run.iteration >= run.config.num_iterations:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rich.text import Text
+
+from reppo.config import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,9 +22,16 @@ Rows = Sequence[dict[str, float]]
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a CSV table of numbers; empty cells are NaN."""
-    with open(path, newline="") as file:
-        return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
+    """The rows of a CSV table of numbers; empty cells are NaN. Raises `ConfigError` where it is something else."""
+    rows, line = [], 0
+    try:
+        with open(path, newline="") as file:
+            for row in (reader := csv.DictReader(file, restkey="")):
+                line = reader.line_num
+                rows.append({name: float(value or "nan") for name, value in row.items()})
+    except (ValueError, TypeError, csv.Error):
+        raise ConfigError(f"{path} is damaged: it is no table of numbers after line {line}") from None
+    return rows
 
 
 def short(x: float) -> str:
@@ -82,7 +92,9 @@ def plot_run(directory: Path) -> Path:
         _draw_seed(axes, rows)
     _frame(axes, description, rows)
     path = directory / "curve.png"
-    figure.savefig(path)
+    partial = path.with_name("curve.png.partial")  # so that a full disk costs no older one
+    figure.savefig(partial, format="png")
+    os.replace(partial, path)
     return path
 
 

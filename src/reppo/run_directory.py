@@ -13,6 +13,7 @@ summary.json      the outcome; written last, so that it marks a finished run
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -23,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from reppo.checkpoint import sync
 from reppo.config import ConfigError
 
 
@@ -46,6 +48,7 @@ def create(path: Path, description: dict[str, Any]) -> Path:
         partial.mkdir(parents=True)
         write_json(partial / "config.json", description)
         partial.rename(path)
+        sync(path.parent)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise ConfigError(f"cannot create {path}: {error.strerror}") from error
@@ -65,10 +68,29 @@ def locked(path: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise ConfigError(f"{path} is in use by process {file.read().strip() or 'unknown'}") from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        except OSError as error:
+            raise ConfigError(f"{path} is on a file system that cannot lock files: {error.strerror}") from error
+        try:
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+        except OSError as error:
+            raise ConfigError(f"cannot write in {path}: {error.strerror}") from error
         yield
+
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+@contextlib.contextmanager
+def explained_disk_errors(path: Path | None) -> Iterator[None]:
+    """Turn what a disk refuses into one line; what was written before stays as it is."""
+    try:
+        yield
+    except OSError as error:
+        if path is None or error.errno not in DISK_ERRORS:
+            raise
+        raise ConfigError(f"cannot write in {path}: {error.strerror}; mend it, then `reppo resume {path}`") from error
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -96,24 +118,29 @@ def is_finished(path: Path, total_steps: int) -> bool:
 
 
 def _growing(path: Path) -> list[Path]:
-    tables = [path / "metrics.csv", path / "evaluations.csv"]
-    return [p for p in [*tables, *sorted((path / "tensorboard").rglob("*"))] if p.is_file()]
+    files = [path / "metrics.csv", path / "evaluations.csv", *sorted((path / "tensorboard").rglob("events.out.tfevents.*"))]
+    return [file for file in files if file.is_file()]
 
 
 def positions(path: Path) -> dict[str, int]:
     """Sizes of the files that rows are appended to, on disk by now."""
-    for file in _growing(path):
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    return {str(file.relative_to(path)): file.stat().st_size for file in _growing(path)}
+    files = _growing(path)
+    for place in {*files, *(file.parent for file in files)}:
+        sync(place)
+    return {str(file.relative_to(path)): file.stat().st_size for file in files}
 
 
-def rewind(path: Path, at: dict[str, int]) -> None:
-    """Cut these files back to where they were at a checkpoint: the rows after it will be computed again, the same."""
+def check_rows(path: Path, at: dict[str, int]) -> None:
+    """Refuse tables and event files that are shorter than they were at a checkpoint."""
     for name, size in at.items():
         found = (path / name).stat().st_size if (path / name).is_file() else 0
         if found < size:
             raise ConfigError(f"rows are lost: {path / name} has {found} bytes, the checkpoint recorded {size}")
+
+
+def rewind(path: Path, at: dict[str, int]) -> None:
+    """Cut these files back to where they were at a checkpoint: the rows after it will be computed again, the same."""
+    check_rows(path, at)
     for file in _growing(path):
         if (name := str(file.relative_to(path))) in at:
             os.truncate(file, at[name])
@@ -129,3 +156,4 @@ def write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    sync(path.parent)

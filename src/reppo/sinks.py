@@ -62,14 +62,25 @@ class CsvSink:
         if not event.rows:
             return
         if event.kind not in self._tables:
-            file = (self._directory / f"{event.kind}.csv").open("a", newline="")
-            table = csv.DictWriter(file, list(event.rows[0]))
-            if file.tell() == 0:
-                table.writeheader()
-            self._tables[event.kind] = file, table
+            self._tables[event.kind] = self._open(event.kind, list(event.rows[0]))
         file, table = self._tables[event.kind]
         table.writerows({name: _number(value) for name, value in row.items()} for row in event.rows)
         file.flush()
+
+    def _open(self, kind: str, columns: list[str]) -> tuple[TextIO, csv.DictWriter]:
+        path = self._directory / f"{kind}.csv"
+        file = path.open("a+", newline="")
+        table = csv.DictWriter(file, columns)
+        file.seek(0)
+        header = next(csv.reader(file), None)
+        file.seek(0, os.SEEK_END)
+        if header is None:
+            table.writeheader()
+        elif header != columns:
+            file.close()
+            different = ", ".join(sorted(set(header) ^ set(columns))) or "their order"
+            raise ConfigError(f"{path} has other columns than this version writes: {different}")
+        return file, table
 
     def flush(self) -> None:
         """Nothing waits: rows are flushed as they are written."""
@@ -97,8 +108,8 @@ class TensorBoardSink:
         del description
         for seed, directory in self._directories.items():
             directory.mkdir(parents=True, exist_ok=True)
-            # The process in the name, because the library's own name is only the second in which it starts.
-            self._writers[seed] = EventsWriter(str(directory / "events"), f".{os.getpid()}")
+            # A number in the name, because the library's own name is only the second in which it starts.
+            self._writers[seed] = EventsWriter(str(directory / "events"), f".{len(list(directory.iterdir()))}")
 
     def write(self, event: Event) -> None:
         for row in event.rows:
