@@ -39,6 +39,14 @@ three batch sizes. `cpu` has small networks and a small batch, for a machine wit
 """
 
 
+EXIT_CODE_PROSE = """\
+## Exit codes
+
+`reppo resume` takes the options that change what a run computes only from then on (`reppo resume --help` lists them); a
+change of another one is refused, with the list of differences. Every command ends with one of these codes.
+"""
+
+
 class Field(NamedTuple):
     section: str
     name: str
@@ -128,7 +136,8 @@ def run_table() -> str:
 
 def main() -> None:
     run = "## The run itself\n\nThese are options of `reppo train` beside the configuration.\n"
-    parts = [INTRODUCTION, run, run_table(), *config_tables(), PRESET_PROSE, preset_table()]
+    codes = table(("code", "meaning"), [(str(code), meaning) for code, meaning in cli.EXIT_CODES.items()])
+    parts = [INTRODUCTION, run, run_table(), *config_tables(), PRESET_PROSE, preset_table(), EXIT_CODE_PROSE, codes]
     Path(__file__).with_name("options.md").write_text("\n".join(parts))
 
 

@@ -117,7 +117,8 @@ def _raw(leaf: Any) -> Any:
 def _unraw(array: np.ndarray, like: Any) -> jax.Array:
     if not _is_key(like):
         return jnp.asarray(array)
-    return jax.random.wrap_key_data(jnp.asarray(array), impl=str(jax.random.key_impl(like)))
+    impl = jax.random.key_impl(jnp.empty(0, like.dtype))  # of an array, because ``like`` may be a mere shape
+    return jax.random.wrap_key_data(jnp.asarray(array), impl=str(impl))
 
 
 # --------------------------------------------------------------------------------------------- writing

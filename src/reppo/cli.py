@@ -1,4 +1,4 @@
-"""The command line: ``reppo train``, ``reppo eval``, ``reppo envs``.
+"""The command line: ``reppo train``, ``reppo resume``, ``reppo eval``, ``reppo envs``, ``reppo repro``.
 
 A command is a dataclass of its arguments and a function; `COMMANDS` lists them. A field's type, default and docstring
 become its option, and ``# ---- name`` comments between the fields become the sections of ``--help``.
@@ -18,6 +18,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -36,18 +37,27 @@ from rich.console import Console
 from rich.text import Text
 
 import reppo
-from reppo import envs, export, loop
+from reppo import envs, export, faults, loop
 from reppo.config import PRESETS, Config, ConfigError, preset
-from reppo.display import ACCENT, PlainDisplay, make_display, number
+from reppo.display import ACCENT, PlainDisplay, make_display, number, shown
 from reppo.evaluate import evaluate_policy
-from reppo.run_directory import new_run_name
+from reppo.interrupt import STOPPED, Interrupt, Stopped
+from reppo.run_directory import new_run_name, read_description
 from reppo.sinks import Sink, WandbSink
 
 DEFAULT_ENV = "playground:CartpoleSwingup"
 POSITIONAL = {"positional": True}  #: metadata of a field that is given without its name
 
 USER_ERROR = 2  #: exit code of everything that the user can mend
-INTERRUPTED = 130  #: exit code of a run that Ctrl-C has ended
+DIVERGED = 3  #: exit code of a run that its numbers have ended, see `reppo.loop.Diverged`
+INTERRUPTED = 130  #: exit code of a command without a run to resume, that Ctrl-C has ended
+EXIT_CODES = {
+    0: "done",
+    USER_ERROR: "something to mend in what was asked for; one line says what",
+    DIVERGED: "the run has ended early, because too many of its numbers are not finite",
+    STOPPED: "stopped by Ctrl-C or SIGTERM; `reppo resume RUN` goes on",
+    INTERRUPTED: "Ctrl-C, where there is nothing to resume",
+}
 
 T = TypeVar("T")
 
@@ -87,12 +97,43 @@ def train(args: TrainArgs) -> None:
     if args.seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {args.seeds}")
     out = args.out or Path("runs") / new_run_name(args.env)
-    display = make_display(out, started)
-    sinks: list[Sink] = [display]
-    if args.wandb is not None:
-        sinks.append(WandbSink(args.wandb))
-    with explained_errors(args.env, display):
-        loop.train(args.env, args.config, seed=args.seed, num_seeds=args.seeds, out=out, sinks=sinks, started=started)
+    with reported_run(out, args.env, args.wandb) as how:
+        loop.train(args.env, args.config, seed=args.seed, num_seeds=args.seeds, out=out, **how)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResumeArgs:
+    """Go on with a run that was stopped or killed, as if it had never stopped.
+
+    reppo resume runs/CartpoleSwingup-20260131-142500
+    reppo resume runs/CartpoleSwingup-20260131-142500 --total-steps 2e6
+    """
+
+    # ---- run
+    run: Path = dataclasses.field(metadata=POSITIONAL)
+    """The directory of the run."""
+    wandb: str | None = None
+    """Also log to this Weights & Biases project; uses the network."""
+    config: Config = dataclasses.field(default_factory=Config)
+
+
+def resume(args: ResumeArgs) -> None:
+    with reported_run(args.run, read_description(args.run)["env"], args.wandb) as how:
+        loop.resume(args.run, args.config, **how)
+
+
+@contextlib.contextmanager
+def reported_run(directory: Path, env: str, wandb: str | None) -> Iterator[dict[str, Any]]:
+    """What a run of the command line has beside its configuration: a display, stopping on signals, explained errors."""
+    display = make_display(directory, started)
+    sinks: list[Sink] = [display] if wandb is None else [display, WandbSink(wandb)]
+
+    def how_to_resume() -> str:
+        begun = (directory / "config.json").exists()
+        return f"`reppo resume {shlex.quote(shown(directory))}` goes on" if begun else "nothing is written yet"
+
+    with Interrupt(how_to_resume) as interrupt, interrupt.expendable(), explained_errors(env, display):
+        yield {"sinks": sinks, "started": started, "interrupt": interrupt}
     display.summarise()
 
 
@@ -236,10 +277,30 @@ def described_suite(suite: envs.Suite) -> dict[str, Any]:
         return {**entry, "problem": f"installed, but it cannot be imported ({one_line(error)}): {install}"}
 
 
+@dataclasses.dataclass(frozen=True)
+class ReproArgs:
+    """Make again the environment step that returned numbers which are not finite.
+
+    reppo repro runs/MyEnv-20260131-142500/fault-000000008192-seed0.npz
+    """
+
+    # ---- reproduction
+    file: Path = dataclasses.field(metadata=POSITIONAL)
+    """A reproduction file, which a run writes at the first such step of a seed."""
+
+
+def repro(args: ReproArgs) -> None:
+    with working("compiling one step"):
+        outcome = faults.replay(args.file)
+    print(outcome)
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train": (TrainArgs, train),
+    "resume": (ResumeArgs, resume),
     "eval": (EvalArgs, evaluate),
     "envs": (EnvsArgs, list_envs),
+    "repro": (ReproArgs, repro),
 }
 
 
@@ -423,6 +484,18 @@ def unknown_argument(word: str, options: Sequence[Option], command: str) -> str:
     return f"unknown option {word}{nearest(word.partition('=')[0], flags)}; `reppo {command} --help` lists them"
 
 
+def base_config(args_type: type, argv: Sequence[str], command: str) -> Config | None:
+    """The configuration whose values the options change: a preset, or that of the run to resume; None without options."""
+    if args_type is TrainArgs:
+        return preset(chosen_preset(argv))
+    if args_type is not ResumeArgs:
+        return None
+    if {"-h", "--help"} & set(argv):
+        return Config()
+    directory = parse(ResumeArgs, argv, command, Config()).run
+    return Config.from_json(read_description(directory)["config"], str(directory / "config.json"))
+
+
 def chosen_preset(argv: Sequence[str]) -> str:
     """The value of ``--preset``, read ahead because it decides every other option's default."""
     parser = Parser(add_help=False, allow_abbrev=False)
@@ -445,13 +518,15 @@ def print_overview() -> None:
     for name, (args_type, _) in COMMANDS.items():
         summary, _, _ = (inspect.getdoc(args_type) or "").partition("\n")
         console.print(Text(f"  reppo {name:8}", style=ACCENT).append(summary, style="default"))
-    console.print("\n`reppo COMMAND --help` describes a command's options.")
+    console.print("\n`reppo COMMAND --help` describes a command's options.\n\nExit codes:")
+    for code, meaning in EXIT_CODES.items():
+        console.print(f"  {code:>3}  {meaning}")
 
 
 def print_help(command: str, args_type: type, config: Config | None) -> None:
     """A command's purpose, examples and options by section, with the defaults that hold on this machine."""
     console = make_console()
-    options = list(options_of(args_type))
+    options = [o for o in options_of(args_type) if args_type is not ResumeArgs or not is_fixed(o)]
     positionals = [f" [{o.name.upper()}]" if o.field.default is not dataclasses.MISSING else f" {o.name.upper()}"
                    for o in options if o.positional]  # fmt: skip
     console.print(Text(f"reppo {command}{''.join(positionals)} [OPTIONS]", style="bold"))
@@ -461,6 +536,11 @@ def print_help(command: str, args_type: type, config: Config | None) -> None:
         for option in members:
             for line in help_lines(option, config, min(console.width, 100)):
                 console.print(line, soft_wrap=True)
+
+
+def is_fixed(option: Option) -> bool:
+    """Whether a run that is resumed must keep this option."""
+    return hasattr(Config, option.name) and option.name not in loop.RESUMABLE
 
 
 def help_lines(option: Option, config: Config | None, width: int) -> Iterator[Text]:
@@ -598,9 +678,7 @@ def run(argv: Sequence[str]) -> None:
     if command not in COMMANDS:
         raise ConfigError(f"no command {command!r}{nearest(command, list(COMMANDS))}; there are {', '.join(COMMANDS)}")
     args_type, function = COMMANDS[command]
-    config = None
-    if any(field.name == "config" for field in dataclasses.fields(args_type)):
-        config = preset(chosen_preset(rest))
+    config = base_config(args_type, rest, command)
     if {"-h", "--help"} & set(rest):
         return print_help(command, args_type, config)
     use_compilation_cache()
@@ -608,7 +686,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Exit code 0 for success, 2 for a mistake of the user, 130 for an interrupt."""
+    """Entry point; returns the exit code, see `EXIT_CODES`."""
     global started
     started = process_start() if argv is None else time.perf_counter()
     try:
@@ -620,6 +698,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # `reppo envs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Stopped as stopped:
+        print(f"reppo: {stopped}", file=sys.stderr)
+        return STOPPED
+    except loop.Diverged as diverged:
+        print(f"reppo: {diverged}", file=sys.stderr)
+        return DIVERGED
     except Exception as error:
         line = str(error) if isinstance(error, ConfigError) else explain(error)
         if line is None or os.environ.get("REPPO_TRACEBACK"):

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 STOPPED = 75  #: exit code of a run that was asked to stop and can be resumed (EX_TEMPFAIL of sysexits.h)
@@ -26,11 +26,12 @@ class Interrupt:
     """A context that turns the first signal into `requested` and the second into an immediate exit.
 
     Within `expendable`, where the state on disk is all there is to save, the first signal ends the process too.
+    ``how_to_resume`` makes the end of the sentence that says so, from what is on disk then.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self, how_to_resume: str):
+    def __init__(self, how_to_resume: Callable[[], str]):
         self.requested = False
         self.how_to_resume = how_to_resume
         self._expendable = False
@@ -82,7 +83,7 @@ class Interrupt:
 
     def _exit(self, how: str) -> None:
         # No cleanup: the main thread may be inside a compiler. Every file that matters is renamed into place.
-        self._say(f"{how}; {self.how_to_resume}")
+        self._say(f"{how}; {self.how_to_resume()}")
         os._exit(STOPPED)
 
     @staticmethod

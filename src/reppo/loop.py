@@ -509,7 +509,7 @@ def _drive(run: Run, sinks: list[Sink], clock: Clock, interrupt: Interrupt | Non
         for sink in [*sinks, *files]:
             stack.callback(sink.close)
             sink.begin(run.description)
-        for event in advance(run, keeper, clock, interrupt or Interrupt("")):
+        for event in advance(run, keeper, clock, interrupt or Interrupt(str)):
             for sink in [*files, *sinks]:
                 sink.write(event)
         keeper.wait()
@@ -637,7 +637,7 @@ def advance(run: Run, keeper: Keeper, clock: Clock, interrupt: Interrupt) -> Ite
                 raise Diverged(complaint)
     keeper.save()
     keeper.wait()
-    raise Stopped(f"stopped at {run.env_steps:,} steps; {interrupt.how_to_resume}")
+    raise Stopped(f"stopped at {run.env_steps:,} steps; {interrupt.how_to_resume()}")
 
 
 class ClippedWarning:
