@@ -89,6 +89,23 @@ class Terminating(Truncating):
     terminates = True
 
 
+class Swapping(_Probe):
+    """One step, from -1 to 1 or from 1 to -1, first state at random, reward half the state, cut by a time limit.
+
+    The state that follows differs from the one that a reset leads to, and so does its value:
+    ``Q(x) = gamma alpha H / (1 - gamma) + x / (2 (1 + gamma))``.
+    """
+
+    episode_length = 1
+
+    def reset(self, key: jax.Array) -> tuple[Any, jax.Array]:
+        obs = jax.random.rademacher(key, (1,), jnp.float32)
+        return obs, obs
+
+    def step(self, state: jax.Array, action: jax.Array, key: jax.Array) -> tuple[Any, Transition]:
+        return -state, Transition(-state, 0.5 * state[0], jnp.array(False))
+
+
 class TargetReach(_Probe):
     """A point on a line is pushed to a target that it is shown: a small real task for tests and demonstrations.
 
@@ -108,10 +125,17 @@ class TargetReach(_Probe):
         return obs, Transition(obs, jnp.exp(-4.0 * (position - state[1]) ** 2), jnp.array(False))
 
 
-PROBES: dict[str, type[Env]] = {
-    cls.__name__: cls
-    for cls in (ConstantReward, ObservationReward, ActionReward, DelayedReward, Terminating, Truncating, TargetReach)
-}
+CLASSES: tuple[type[Env], ...] = (
+    ConstantReward,
+    ObservationReward,
+    ActionReward,
+    DelayedReward,
+    Terminating,
+    Truncating,
+    Swapping,
+    TargetReach,
+)
+PROBES = {cls.__name__: cls for cls in CLASSES}
 
 
 def names() -> list[str]:
