@@ -26,6 +26,7 @@ import jax.numpy as jnp
 
 from reppo import envs, preset, provenance
 from reppo import reppo as algorithm
+from reppo.collector import JaxCollector
 from reppo.config import Config
 from reppo.loop import Run
 
@@ -67,6 +68,8 @@ def measure(name: str, repetitions: int) -> dict[str, Any]:
     env_name, config = CONFIGS[name]
     with jax.default_matmul_precision(config.precision):
         run = Run(envs.make(env_name), config, [0], None)
+        collector = run.collector
+        assert isinstance(collector, JaxCollector)
         start = time.perf_counter()
         run.start()
         jax.block_until_ready(run.state)
@@ -74,8 +77,8 @@ def measure(name: str, repetitions: int) -> dict[str, Any]:
 
         def roll() -> Any:
             # The environment state's buffers are donated: start from a copy, and time the copy with it.
-            state = jax.tree.map(jnp.copy, run._env_state)
-            return run.programs.rollout(run.state, state, run.key(0), jnp.asarray(False))
+            state = jax.tree.map(jnp.copy, collector.env_state)
+            return collector.programs.rollout(run.state, state, run.key(0), jnp.asarray(False))
 
         _, rows, _, _ = roll()
         jax.block_until_ready(rows)

@@ -1,7 +1,8 @@
 """The training loop: everything that knows where the run is in time.
 
-Three compiled programs do the work, `first states`, `rollout` and `update`; between them plain Python evaluates, logs
-and saves. Every random number is drawn from ``fold_in(run_key, iteration)``, so an interrupted run can draw the same.
+A `reppo.collector.Collector` steps the environments, the learner's `update` is a compiled program, and between the two
+plain Python evaluates, logs and saves. Every random number is drawn from ``fold_in(run_key, iteration)``, so an
+interrupted run can draw the same.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
 import json
 import os
 import resource
@@ -19,80 +19,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from reppo import checkpoint, envs, export, faults, run_directory
+from reppo.collector import Collector, JaxCollector, Keys, Stream, compile_over_seeds
 from reppo.config import PRESETS, Config, ConfigError
-from reppo.envs.autoreset import AutoReset, First
 from reppo.envs.spec import EnvSpec, resolve
 from reppo.interrupt import Interrupt, Stopped
 from reppo.plot import plot_run, read_rows
 from reppo.provenance import provenance
 from reppo.reppo import make_learner
-from reppo.rollout import Fault, rollout
+from reppo.rollout import Fault
 from reppo.run_directory import new_run_name as new_run_name
 from reppo.sinks import CsvSink, Event, Sink, TensorBoardSink
-from reppo.types import Learner, Metrics, PyTree
+from reppo.types import PyTree
 
 CLIPPED_WARNING = 0.05  #: share of targets outside the value support above which the user is told, once
 INVALID_LIMIT = 0.1  #: share of non-finite environment steps in one iteration above which a run stops
 SKIPPED_LIMIT = 0.25  #: share of skipped optimiser steps (critic, actor, duals) in one iteration above which a run stops
 SETTLED = 5  #: iterations after which that share means something: the untrained entropy bonus alone can leave the support
-
-
-class Stream:
-    """Purposes of randomness, folded into the run's key, so that no two draws share a key."""
-
-    INIT, FIRST, STAGGER, ITERATION, EVALUATION = range(5)
-
-
-@dataclasses.dataclass(frozen=True)
-class Programs:
-    """The compiled functions of a run, each over ``K`` seeds: every argument and result has a leading axis ``[K]``."""
-
-    init: Callable[..., PyTree]
-    first: Callable[..., First]
-    begin: Callable[..., PyTree]
-    begin_evaluation: Callable[..., PyTree]
-    refresh: Callable[..., PyTree]
-    rollout: Callable[..., tuple[PyTree, Any, Metrics, Fault]]
-    update: Callable[..., tuple[PyTree, Metrics]]
-
-
-def over_seeds(function: Callable[..., Any], num_seeds: int, in_axes: Sequence[int | None]) -> Callable[..., Any]:
-    """``vmap`` over the seed axis; with a single seed the axis is only dropped and restored, which costs nothing."""
-    if num_seeds > 1:
-        return jax.vmap(function, in_axes=tuple(in_axes))
-
-    def single(*args: Any) -> Any:
-        rows = [arg if axis is None else jax.tree.map(lambda x: x[0], arg) for arg, axis in zip(args, in_axes, strict=True)]
-        return jax.tree.map(lambda x: x[None], function(*rows))
-
-    return single
-
-
-def make_programs(env: AutoReset, learner: Learner, config: Config, num_seeds: int) -> Programs:
-    def compiled(
-        function: Callable[..., Any], axes: Sequence[int | None], donate: tuple[int, ...] = ()
-    ) -> Callable[..., Any]:
-        return jax.jit(over_seeds(function, num_seeds, axes), donate_argnums=donate)
-
-    def act(state: PyTree, env_state: PyTree, key: jax.Array, greedy: jax.Array) -> Any:
-        return rollout(env, learner, learner.policy(state), env_state, key, config.num_steps, greedy)
-
-    def begin(first: First, key: jax.Array) -> PyTree:
-        return env.begin(first, key if config.stagger_episodes else None)
-
-    return Programs(
-        init=compiled(learner.init, [0]),
-        first=compiled(env.first, [0]),
-        begin=compiled(begin, [0, 0]),
-        begin_evaluation=compiled(env.begin, [0]),
-        refresh=compiled(env.refresh, [0, 0], donate=(0,)),
-        rollout=compiled(act, [0, 0, 0, None], donate=(1,)),
-        update=compiled(learner.update, [0, 0, 0], donate=(0,)),
-    )
 
 
 class Run:
@@ -113,9 +58,10 @@ class Run:
         self.config, self.seeds, self.directory = config, list(seeds), directory
         self.spec: EnvSpec = resolve(env.spec(), config)
         self.learner = make_learner(config, self.spec)
-        self.vector_env = AutoReset(env, config.num_envs, self.spec.episode_length)
-        self.programs = make_programs(self.vector_env, self.learner, config, len(self.seeds))
-        self.keys = jax.vmap(jax.random.key)(jnp.asarray(self.seeds, jnp.uint32))
+        self.key = Keys(self.seeds)
+        self.collector: Collector = JaxCollector(env, self.spec, self.learner, config, self.key)
+        self.init = compile_over_seeds(self.learner.init, len(self.seeds), [0])
+        self.update = compile_over_seeds(self.learner.update, len(self.seeds), [0, 0, 0], donate=(0,))
         self.history: list[dict[str, float]] = []
         self.evaluations: list[dict[str, float]] = []
         self.returns = np.full((len(self.seeds), 0), np.nan)
@@ -124,7 +70,6 @@ class Run:
         self.notes: list[str] = []
         self.faulty: set[int] = set()
         self._state: PyTree = None
-        self._env_state: PyTree = None
 
     @functools.cached_property
     def description(self) -> dict[str, Any]:
@@ -144,22 +89,16 @@ class Run:
     @property
     def env_state(self) -> PyTree:
         """The environments' state, leaves ``[K, N, ...]``."""
-        return self._env_state
+        return self.collector.env_state
 
     def policy(self, seed_index: int = 0) -> PyTree:
         """The current policy of one seed."""
         return self.learner.policy(jax.tree.map(lambda x: x[seed_index], self._state))
 
-    def key(self, *path: int) -> jax.Array:
-        """A key per seed, ``[K]``, for one purpose."""
-        return functools.reduce(lambda keys, word: _fold_in(keys, jnp.uint32(word)), path, self.keys)
-
     def start(self) -> None:
         """Initialise networks and environments; refuse environments whose first observations are not finite."""
-        self._state = self.programs.init(self.key(Stream.INIT))
-        first = self.programs.first(self.key(Stream.FIRST, 0))
-        check_first_observations(self.spec.name, first.obs)
-        self._env_state = self.programs.begin(first, self.key(Stream.STAGGER))
+        self._state = self.init(self.key(Stream.INIT))
+        self.collector.start()
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go to where a checkpoint is, instead of `start`; raises `ConfigError` where it is not of this run."""
@@ -168,39 +107,29 @@ class Run:
             raise ConfigError(f"{at} is beyond total_steps, {self.config.total_steps:,}")
         if differences := other_run(saved.run, self.description):
             raise checkpoint.CheckpointError(f"{at} is not of this run: {', '.join(differences)}")
-        keys = self.key(Stream.INIT)
-
-        def begin(keys: jax.Array) -> PyTree:
-            return self.programs.begin(self.programs.first(keys), keys)
-
-        like = {"learner": jax.eval_shape(self.programs.init, keys), "env": jax.eval_shape(begin, keys)}
+        like = {"learner": jax.eval_shape(self.init, self.key(Stream.INIT)), "env": self.collector.like()}
         try:
             tree = checkpoint.from_host(saved.arrays, like)
             self.returns = np.array(saved.progress.returns, float).reshape(len(self.seeds), -1)
         except (checkpoint.CheckpointError, ValueError) as error:
             raise checkpoint.CheckpointError(f"{at} is not of this run: {error}") from None
-        self._state, self._env_state = tree["learner"], tree["env"]
+        self._state = tree["learner"]
         self.iteration, self.evaluated = saved.progress.iteration, saved.progress.evaluated
         if elsewhere := changed_provenance(saved.run, self.description):
             self.notes.append(f"{at} was written elsewhere ({elsewhere}): what follows may differ in the last bits")
+        if lost := self.collector.restore(tree["env"], self.iteration):
+            self.notes.append(lost)
 
     def iterate(self, clock: Clock) -> list[dict[str, float]]:
         """One iteration: roll out, update. Returns one row of metrics per seed."""
         began = time.perf_counter()
-        key_rollout, key_update = (self.key(Stream.ITERATION, self.iteration, part) for part in (0, 1))
-        env_state, rows, episodes, fault = self.programs.rollout(
-            self._state, self._env_state, key_rollout, jnp.asarray(False)
-        )
-        self._state, metrics = self.programs.update(self._state, rows, key_update)
-        self._env_state = env_state
+        collected = self.collector.collect(self._state, self.iteration)
+        self._state, metrics = self.update(self._state, collected.rows, self.key(Stream.ITERATION, self.iteration, 1))
         self.iteration += 1
         self.evaluated = False
-        self.save_fault(fault)
-        period = -(-self.vector_env.refresh_every // self.config.num_steps)
-        if self.iteration % period == 0:
-            first = self.programs.first(self.key(Stream.FIRST, self.iteration))
-            self._env_state = self.programs.refresh(self._env_state, first)
-        rows = self._rows(jax.device_get(metrics), jax.device_get(episodes))
+        if collected.fault is not None:
+            self.save_fault(collected.fault)
+        rows = self._rows(jax.device_get(metrics), jax.device_get(collected.episodes))
         for row in rows:
             row["time/seconds"] = clock.seconds
             row["time/steps_per_second"] = self.config.batch_size * len(self.seeds) / (time.perf_counter() - began)
@@ -226,36 +155,7 @@ class Run:
 
         None where ``interrupt`` asked to stop before they had ended.
         """
-        episodes = episodes or self.config.eval_episodes
-        batches = []
-        for i in range(-(-episodes // self.config.num_envs)):
-            batch = self._evaluate_batch(i, seed, interrupt)
-            if batch is None:
-                return None
-            batches.append(batch)
-        returns, lengths = (np.concatenate(parts, 1)[:, :episodes] for parts in zip(*batches, strict=True))
-        return returns, lengths
-
-    def _evaluate_batch(self, batch: int, seed: int, interrupt: Interrupt | None) -> tuple[np.ndarray, np.ndarray] | None:
-        """The first episode of every environment; the training rollout's own program, greedy."""
-        first = self.programs.first(self.key(Stream.EVALUATION, seed, batch, 0))
-        env_state = self.programs.begin_evaluation(first)
-        returns = np.zeros((len(self.seeds), self.config.num_envs))
-        lengths = np.zeros_like(returns, int)
-        running = np.ones_like(returns, bool)
-        for part in itertools.count(1):
-            if interrupt is not None and interrupt.requested:
-                return None
-            key = self.key(Stream.EVALUATION, seed, batch, part)
-            env_state, rows, _, _ = self.programs.rollout(self._state, env_state, key, jnp.asarray(True))
-            reward, over = np.asarray(rows.reward), np.asarray(rows.terminated | rows.truncated | ~rows.valid)
-            for t in range(self.config.num_steps):
-                returns += np.where(running, reward[:, t], 0.0)
-                lengths += running
-                running &= ~over[:, t]
-            if not running.any() or part * self.config.num_steps >= self.spec.episode_length:
-                return returns, lengths
-        raise AssertionError("unreachable")
+        return self.collector.evaluate(self._state, episodes or self.config.eval_episodes, seed, interrupt)
 
     def evaluation(self, clock: Clock, interrupt: Interrupt | None = None) -> Event | None:
         """Evaluate every seed, remember the returns, and report them; None where ``interrupt`` asked to stop."""
@@ -307,22 +207,6 @@ class Run:
         for k, path in enumerate(paths):
             export.save_policy(path, jax.device_get(self.policy(k)), self.spec)
         return paths
-
-
-@jax.jit
-@functools.partial(jax.vmap, in_axes=(0, None))
-def _fold_in(key: jax.Array, word: jax.Array) -> jax.Array:
-    return jax.random.fold_in(key, word)
-
-
-def check_first_observations(name: str, obs: PyTree) -> None:
-    """Raise `ConfigError` for the first observation that is not finite; leaves ``[K, N, D]``."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(obs):
-        bad = np.argwhere(~np.isfinite(np.asarray(leaf)))
-        if len(bad):
-            _, env, *index = bad[0]
-            entry = f"obs{jax.tree_util.keystr(path)}{[int(i) for i in index]}"
-            raise ConfigError(f"{name}: {entry} of environment {env} is {np.asarray(leaf)[tuple(bad[0])]} right after reset")
 
 
 def evaluation_points(config: Config) -> set[int]:
@@ -506,6 +390,7 @@ def _drive(run: Run, sinks: list[Sink], clock: Clock, interrupt: Interrupt | Non
             files = [CsvSink(directory), TensorBoardSink(directory / "tensorboard", run.seeds)]
         keeper = Keeper(run, files, clock)
         stack.callback(keeper.close)
+        stack.callback(run.collector.close)
         for sink in [*sinks, *files]:
             stack.callback(sink.close)
             sink.begin(run.description)

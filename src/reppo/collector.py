@@ -1,0 +1,230 @@
+"""Where a run's rollouts come from: one interface for the training loop, whatever steps the environments.
+
+`JaxCollector` steps environments that are written in JAX, in one compiled program over all seeds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reppo.config import Config, ConfigError
+from reppo.envs.autoreset import AutoReset, First
+from reppo.envs.base import Env
+from reppo.envs.spec import EnvSpec
+from reppo.interrupt import Interrupt
+from reppo.rollout import Fault, rollout
+from reppo.types import Learner, Metrics, PyTree, Rollout
+
+
+class Stream:
+    """Purposes of randomness, folded into the run's key, so that no two draws share a key."""
+
+    INIT, FIRST, STAGGER, ITERATION, EVALUATION = range(5)
+
+
+class Keys:
+    """The keys of a run's seeds: ``keys(purpose, ...)`` is one per seed, ``[K]``, and never the same for two purposes."""
+
+    def __init__(self, seeds: Sequence[int]):
+        self.roots = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+
+    def __call__(self, *path: int) -> jax.Array:
+        return functools.reduce(lambda keys, word: _fold_in(keys, jnp.uint32(word)), path, self.roots)
+
+
+@jax.jit
+@functools.partial(jax.vmap, in_axes=(0, None))
+def _fold_in(key: jax.Array, word: jax.Array) -> jax.Array:
+    return jax.random.fold_in(key, word)
+
+
+class Collected(NamedTuple):
+    """What one iteration has seen; leaves ``[K, T, N, ...]``."""
+
+    rows: Rollout
+    episodes: Metrics  #: ``episode_return``, ``episode_length`` and whether ``episode_done``
+    fault: Fault | None  #: the first step of every seed that was no transition, ``[K]``, where it can be made again
+
+
+class Collector(Protocol):
+    """The environments of a run, ``N`` for each of its ``K`` seeds, and all that is known of how they are stepped."""
+
+    @property
+    def env_state(self) -> PyTree:
+        """What a checkpoint holds of the environments, leaves ``[K, N, ...]``; None before `start` or `restore`."""
+
+    def start(self) -> None:
+        """Begin episodes everywhere; raises `ConfigError` where a first observation is not finite."""
+
+    def like(self) -> PyTree:
+        """The shapes of `env_state`."""
+
+    def restore(self, env_state: PyTree, iteration: int) -> str | None:
+        """Go to where a checkpoint is, instead of `start`; returns what the user should know of it, if anything."""
+
+    def collect(self, state: PyTree, iteration: int) -> Collected:
+        """Roll out the policies of a learner's state, leaves ``[K, ...]``, from where the last rollout ended."""
+        ...
+
+    def evaluate(
+        self, state: PyTree, episodes: int, seed: int, interrupt: Interrupt | None
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Greedy returns and lengths of fresh episodes, ``[K, episodes]`` each; None where ``interrupt`` asked to stop."""
+
+    def close(self) -> None:
+        """Give back what the environments hold; they are of no use afterwards."""
+
+
+class FirstEpisodes:
+    """Returns and lengths of the first episode of each environment, arrays of one shape; what follows it is left out.
+
+    Every environment counts once: counting all episodes that end within some time would count the short ones more often.
+    """
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.returns = np.zeros(shape)
+        self.lengths = np.zeros(shape, int)
+        self.running = np.ones(shape, bool)
+
+    def add(self, reward: np.ndarray, over: np.ndarray) -> None:
+        """One step of every environment, and whether it was an episode's last."""
+        self.returns += np.where(self.running, reward, 0.0)
+        self.lengths += self.running
+        self.running &= ~over
+
+
+# --------------------------------------------------------------------------------------------- environments in JAX
+
+
+def over_seeds(function: Callable[..., Any], num_seeds: int, in_axes: Sequence[int | None]) -> Callable[..., Any]:
+    """``vmap`` over the seed axis; with a single seed the axis is only dropped and restored, which costs nothing."""
+    if num_seeds > 1:
+        return jax.vmap(function, in_axes=tuple(in_axes))
+
+    def single(*args: Any) -> Any:
+        rows = [arg if axis is None else jax.tree.map(lambda x: x[0], arg) for arg, axis in zip(args, in_axes, strict=True)]
+        return jax.tree.map(lambda x: x[None], function(*rows))
+
+    return single
+
+
+def compile_over_seeds(
+    function: Callable[..., Any], num_seeds: int, in_axes: Sequence[int | None], donate: tuple[int, ...] = ()
+) -> Callable[..., Any]:
+    """A compiled program over ``K`` seeds: arguments and results have a leading axis ``[K]``, but for axes None."""
+    return jax.jit(over_seeds(function, num_seeds, in_axes), donate_argnums=donate)
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The compiled functions that contain the simulator, each over ``K`` seeds."""
+
+    first: Callable[..., First]
+    begin: Callable[..., PyTree]
+    begin_evaluation: Callable[..., PyTree]
+    refresh: Callable[..., PyTree]
+    rollout: Callable[..., tuple[PyTree, Rollout, Metrics, Fault]]
+
+
+def make_programs(env: AutoReset, learner: Learner, config: Config, num_seeds: int) -> Programs:
+    def act(state: PyTree, env_state: PyTree, key: jax.Array, greedy: jax.Array) -> Any:
+        return rollout(env, learner, learner.policy(state), env_state, key, config.num_steps, greedy)
+
+    def begin(first: First, key: jax.Array) -> PyTree:
+        return env.begin(first, key if config.stagger_episodes else None)
+
+    return Programs(
+        first=compile_over_seeds(env.first, num_seeds, [0]),
+        begin=compile_over_seeds(begin, num_seeds, [0, 0]),
+        begin_evaluation=compile_over_seeds(env.begin, num_seeds, [0]),
+        refresh=compile_over_seeds(env.refresh, num_seeds, [0, 0], donate=(0,)),
+        rollout=compile_over_seeds(act, num_seeds, [0, 0, 0, None], donate=(1,)),
+    )
+
+
+class JaxCollector:
+    """Environments written in JAX: a rollout is one compiled program over all seeds."""
+
+    def __init__(self, env: Env, spec: EnvSpec, learner: Learner, config: Config, keys: Keys):
+        self.spec, self.config, self.keys = spec, config, keys
+        self.num_seeds = len(keys.roots)
+        self.vector_env = AutoReset(env, config.num_envs, spec.episode_length)
+        self.programs = make_programs(self.vector_env, learner, config, self.num_seeds)
+        #: iterations between draws of new first states
+        self.refresh_period = -(-self.vector_env.refresh_every // config.num_steps)
+        self.env_state: PyTree = None
+
+    def start(self) -> None:
+        first = self.programs.first(self.keys(Stream.FIRST, 0))
+        check_first_observations(self.spec.name, first.obs)
+        self.env_state = self.programs.begin(first, self.keys(Stream.STAGGER))
+
+    def like(self) -> PyTree:
+        def begin(keys: jax.Array) -> PyTree:
+            return self.programs.begin(self.programs.first(keys), keys)
+
+        return jax.eval_shape(begin, self.keys(Stream.FIRST, 0))
+
+    def restore(self, env_state: PyTree, iteration: int) -> str | None:
+        del iteration
+        self.env_state = env_state
+
+    def collect(self, state: PyTree, iteration: int) -> Collected:
+        key = self.keys(Stream.ITERATION, iteration, 0)
+        self.env_state, rows, episodes, fault = self.programs.rollout(state, self.env_state, key, jnp.asarray(False))
+        if (iteration + 1) % self.refresh_period == 0:
+            first = self.programs.first(self.keys(Stream.FIRST, iteration + 1))
+            self.env_state = self.programs.refresh(self.env_state, first)
+        return Collected(rows, episodes, fault)
+
+    def evaluate(
+        self, state: PyTree, episodes: int, seed: int, interrupt: Interrupt | None
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        batches = []
+        for i in range(-(-episodes // self.config.num_envs)):
+            batch = self._evaluate_batch(state, i, seed, interrupt)
+            if batch is None:
+                return None
+            batches.append(batch)
+        returns, lengths = (np.concatenate(parts, 1)[:, :episodes] for parts in zip(*batches, strict=True))
+        return returns, lengths
+
+    def _evaluate_batch(
+        self, state: PyTree, batch: int, seed: int, interrupt: Interrupt | None
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """The first episode of every environment; the training rollout's own program, greedy."""
+        first = self.programs.first(self.keys(Stream.EVALUATION, seed, batch, 0))
+        env_state = self.programs.begin_evaluation(first)
+        episodes = FirstEpisodes((self.num_seeds, self.config.num_envs))
+        for part in itertools.count(1):
+            if interrupt is not None and interrupt.requested:
+                return None
+            key = self.keys(Stream.EVALUATION, seed, batch, part)
+            env_state, rows, _, _ = self.programs.rollout(state, env_state, key, jnp.asarray(True))
+            reward, over = np.asarray(rows.reward), np.asarray(rows.terminated | rows.truncated | ~rows.valid)
+            for t in range(self.config.num_steps):
+                episodes.add(reward[:, t], over[:, t])
+            if not episodes.running.any() or part * self.config.num_steps >= self.spec.episode_length:
+                return episodes.returns, episodes.lengths
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """Nothing is held: arrays are freed with their last reference."""
+
+
+def check_first_observations(name: str, obs: PyTree) -> None:
+    """Raise `ConfigError` for the first observation that is not finite; leaves ``[K, N, D]``."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(obs):
+        bad = np.argwhere(~np.isfinite(np.asarray(leaf)))
+        if len(bad):
+            _, env, *index = bad[0]
+            entry = f"obs{jax.tree_util.keystr(path)}{[int(i) for i in index]}"
+            raise ConfigError(f"{name}: {entry} of environment {env} is {np.asarray(leaf)[tuple(bad[0])]} right after reset")
