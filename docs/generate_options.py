@@ -5,17 +5,15 @@ Names, types, defaults and meanings are read from `reppo.config.Config` and `rep
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
 import itertools
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, get_args, get_origin
 
-from reppo import cli, config
+from reppo import cli
 from reppo.config import PRESETS, Config
+from reppo.options import flag, options_of
 
 INTRODUCTION = """\
 # Options
@@ -47,34 +45,11 @@ change of another one is refused, with the list of differences. Every command en
 """
 
 
-class Field(NamedTuple):
-    section: str
-    name: str
-    kind: str
-    meaning: str
-
-
-def fields(source: str, class_name: str) -> Iterator[Field]:
-    """The annotated fields of a class in its source: section comment, name, annotation and docstring."""
-    lines = source.splitlines()
-    body = next(n.body for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == class_name)
-    for node, following in itertools.pairwise(body):
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
-            continue
-        if not isinstance(following, ast.Expr) or not isinstance(following.value, ast.Constant):
-            continue
-        comments = [line.strip() for line in lines[: node.lineno] if line.strip().startswith("# ----")]
-        section = comments[-1].strip("#- ") if comments else ""
-        yield Field(section, node.target.id, ast.unparse(node.annotation), " ".join(str(following.value.value).split()))
-
-
-def kind(annotation: str) -> str:
-    """An annotation as a reader wants it: the choices of a `Literal`, aliases resolved, no wrappers of the parser."""
-    annotation = re.sub(r"^Annotated\[(.*?), .*\]$", r"\1", annotation)
-    alias = getattr(config, annotation, None)
-    text = str(alias) if str(alias).startswith("typing.Literal") else annotation
-    choices = re.fullmatch(r"(?:typing\.)?Literal\[(.*)\]", text)
-    return ", ".join(f"`{choice.strip(chr(39))}`" for choice in choices[1].split(", ")) if choices else f"`{text}`"
+def kind(hint: Any) -> str:
+    """A type as a reader wants it: the choices of a `Literal`, or its name."""
+    if get_origin(hint) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(hint))
+    return f"`{hint.__name__ if isinstance(hint, type) else hint}`".replace("pathlib.Path", "Path")
 
 
 def value(of: object) -> str:
@@ -100,16 +75,13 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def config_tables() -> Iterator[str]:
     large, cpu = PRESETS["paper-large"], PRESETS["cpu"]
-    found = list(fields(inspect.getsource(config), "Config"))
-    assert [field.name for field in found] == [field.name for field in dataclasses.fields(Config)], (
-        "a field has no docstring"
-    )
-    for section in dict.fromkeys(field.section for field in found):
+    found = list(options_of(Config))
+    assert [option.name for option in found] == [field.name for field in dataclasses.fields(Config)], "no docstring"
+    for section, options in itertools.groupby(found, key=lambda option: option.section):
         yield f"## {section.capitalize()}\n"
         rows = [
-            (f"`{f.name}`", kind(f.kind), value(getattr(large, f.name)), value(getattr(cpu, f.name)), f.meaning)
-            for f in found
-            if f.section == section
+            (f"`{o.name}`", kind(o.hint), value(getattr(large, o.name)), value(getattr(cpu, o.name)), o.meaning)
+            for o in options
         ]
         yield table(("name", "type", "default (paper-large)", "cpu", "meaning"), rows)
 
@@ -127,19 +99,18 @@ def preset_table() -> str:
 
 
 def run_table() -> str:
-    rows = []
-    for field in fields(inspect.getsource(cli), "TrainArgs"):
-        flag = field.name.upper() if field.name == "env" else "--" + field.name.replace("_", "-")
-        rows.append((f"`{flag}`", kind(field.kind), field.meaning))
-    return table(("option", "type", "meaning"), rows)
+    options = [option for option in options_of(cli.TrainArgs) if option.name != "config"]
+    names = {option.name: "ENV" if option.name == "env" else flag(option.name) for option in options}
+    return table(("option", "type", "meaning"), [(f"`{names[o.name]}`", kind(o.hint), o.meaning) for o in options])
 
 
-def main() -> None:
+def document() -> str:
+    """The text of docs/options.md."""
     run = "## The run itself\n\nThese are options of `reppo train` beside the configuration.\n"
     codes = table(("code", "meaning"), [(str(code), meaning) for code, meaning in cli.EXIT_CODES.items()])
     parts = [INTRODUCTION, run, run_table(), *config_tables(), PRESET_PROSE, preset_table(), EXIT_CODE_PROSE, codes]
-    Path(__file__).with_name("options.md").write_text("\n".join(parts))
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":
-    main()
+    Path(__file__).with_name("options.md").write_text(document())

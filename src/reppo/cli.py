@@ -1,52 +1,45 @@
 """The command line: ``reppo train``, ``reppo resume``, ``reppo eval``, ``reppo envs``, ``reppo repro``.
 
-A command is a dataclass of its arguments and a function; `COMMANDS` lists them. A field's type, default and docstring
-become its option, and ``# ---- name`` comments between the fields become the sections of ``--help``.
+A command is a dataclass of its arguments and a function; `COMMANDS` lists them, and `reppo.options` parses them.
 """
 
 from __future__ import annotations
 
-import argparse
-import ast
 import contextlib
 import dataclasses
-import difflib
 import errno
 import inspect
-import itertools
 import json
-import math
 import os
 import re
 import shlex
 import subprocess
 import sys
-import textwrap
 import time
-import types
-import typing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from rich.columns import Columns
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
+from tyro.conf import FlagCreatePairsOff, Positional
 
 import reppo
-from reppo import envs, export, faults, loop
-from reppo.config import PRESETS, Config, ConfigError, preset
+from reppo import envs, export, faults, loop, options
+from reppo.config import PRESETS, Config, ConfigError, nearest, preset
 from reppo.display import ACCENT, PlainDisplay, make_display, number, shown
 from reppo.evaluate import evaluate_policy
 from reppo.interrupt import STOPPED, Interrupt, Stopped
+from reppo.options import INLINE, unset
 from reppo.run_directory import new_run_name, read_description
 from reppo.sinks import Sink, WandbSink
 
 DEFAULT_ENV = "playground:CartpoleSwingup"
-POSITIONAL = {"positional": True}  #: metadata of a field that is given without its name
 
 USER_ERROR = 2  #: exit code of everything that the user can mend
 DIVERGED = 3  #: exit code of a run that its numbers have ended, see `reppo.loop.Diverged`
@@ -59,8 +52,6 @@ EXIT_CODES = {
     INTERRUPTED: "Ctrl-C, where there is nothing to resume",
 }
 
-T = TypeVar("T")
-
 imported = time.perf_counter()
 started = imported  #: when the clock of a run begins; `main` sets it
 
@@ -72,25 +63,25 @@ started = imported  #: when the clock of a run begins; `main` sets it
 class TrainArgs:
     """Train REPPO on an environment.
 
-    reppo train
-    reppo train playground:CheetahRun --seeds 5 --total-steps 2e6
-    reppo train path/to/file.py:MyEnv --v-min 0 --v-max 100
+    Examples:
+      reppo train
+      reppo train playground:CheetahRun --seeds 5 --total-steps 2e6
+      reppo train path/to/file.py:MyEnv --v-min 0 --v-max 100
     """
 
-    # ---- run
-    env: str = dataclasses.field(default=DEFAULT_ENV, metadata=POSITIONAL)
+    env: Positional[str] = DEFAULT_ENV
     """suite:Task (`reppo envs` lists them), or path/to/file.py:MyEnv for one of your own."""
-    preset: str = "cpu"
+    preset: Annotated[str, unset("{" + ",".join(PRESETS) + "}")] = ""
     """A complete configuration; the options below change single values of it. Unset: cpu, or paper-large on a GPU."""
     seed: int = 0
     """The first seed."""
     seeds: int = 1
     """How many seeds to train at once on this device: seed, seed + 1, ..."""
-    out: Path | None = None
+    out: Annotated[Path | None, unset("PATH")] = None
     """A new directory for the run's files. Unset: runs/TASK-DATE-TIME."""
-    wandb: str | None = None
+    wandb: Annotated[str | None, unset("PROJECT")] = None
     """Also log to this Weights & Biases project; uses the network."""
-    config: Config = dataclasses.field(default_factory=Config)
+    config: Annotated[Config, INLINE] = dataclasses.field(default_factory=Config)
 
 
 def train(args: TrainArgs) -> None:
@@ -105,16 +96,16 @@ def train(args: TrainArgs) -> None:
 class ResumeArgs:
     """Go on with a run that was stopped or killed, as if it had never stopped.
 
-    reppo resume runs/CartpoleSwingup-20260131-142500
-    reppo resume runs/CartpoleSwingup-20260131-142500 --total-steps 2e6
+    Examples:
+      reppo resume runs/CartpoleSwingup-20260131-142500
+      reppo resume runs/CartpoleSwingup-20260131-142500 --total-steps 2e6
     """
 
-    # ---- run
-    run: Path = dataclasses.field(metadata=POSITIONAL)
+    run: Positional[Path]
     """The directory of the run."""
-    wandb: str | None = None
+    wandb: Annotated[str | None, unset("PROJECT")] = None
     """Also log to this Weights & Biases project; uses the network."""
-    config: Config = dataclasses.field(default_factory=Config)
+    config: Annotated[Config, INLINE] = dataclasses.field(default_factory=Config)
 
 
 def resume(args: ResumeArgs) -> None:
@@ -141,19 +132,19 @@ def reported_run(directory: Path, env: str, wandb: str | None) -> Iterator[dict[
 class EvalArgs:
     """Evaluate a saved policy, greedily, on fresh episodes.
 
-    reppo eval runs/CartpoleSwingup-20260131-142500
+    Examples:
+      reppo eval runs/CartpoleSwingup-20260131-142500
     """
 
-    # ---- evaluation
-    run: Path = dataclasses.field(metadata=POSITIONAL)
+    run: Positional[Path]
     """A run directory, all of whose seeds are evaluated, or one policy file."""
-    env: str | None = None
+    env: Annotated[str | None, unset("ENV")] = None
     """Another environment with the same observations and actions. Unset: the one it was trained on."""
     episodes: int = 128
     """Episodes per policy."""
     seed: int = 0
     """Seed of the episodes."""
-    json: bool = False
+    json: FlagCreatePairsOff[bool] = False
     """Print one JSON object instead of a sentence."""
 
 
@@ -221,14 +212,14 @@ def print_evaluation(env: str, seed: int, results: dict[str, dict[str, np.ndarra
 class EnvsArgs:
     """List what can be trained here, and what to install for the rest.
 
-    reppo envs
-    reppo envs cheetah
+    Examples:
+      reppo envs
+      reppo envs cheetah
     """
 
-    # ---- list
-    search: str | None = dataclasses.field(default=None, metadata=POSITIONAL)
+    search: Annotated[Positional[str | None], unset("[SEARCH]")] = None
     """Only names that contain this."""
-    json: bool = False
+    json: FlagCreatePairsOff[bool] = False
     """Print one JSON object instead of a table."""
 
 
@@ -281,11 +272,11 @@ def described_suite(suite: envs.Suite) -> dict[str, Any]:
 class ReproArgs:
     """Make again the environment step that returned numbers which are not finite.
 
-    reppo repro runs/MyEnv-20260131-142500/fault-000000008192-seed0.npz
+    Examples:
+      reppo repro runs/MyEnv-20260131-142500/fault-000000008192-seed0.npz
     """
 
-    # ---- reproduction
-    file: Path = dataclasses.field(metadata=POSITIONAL)
+    file: Positional[Path]
     """A reproduction file, which a run writes at the first such step of a seed."""
 
 
@@ -304,276 +295,39 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
 }
 
 
-# ------------------------------------------------------------------------------------------- options from dataclasses
+# ------------------------------------------------------------------------------------------- arguments
 
 
-class Option(NamedTuple):
-    """A field of a dataclass as an option of the command line."""
-
-    field: dataclasses.Field[Any]
-    hint: Any  #: its type
-    section: str
-    meaning: str
-
-    @property
-    def name(self) -> str:
-        return self.field.name
-
-    @property
-    def positional(self) -> bool:
-        return "positional" in self.field.metadata
-
-    @property
-    def flag(self) -> str:
-        return flag_of(f"--{self.name}")
-
-    @property
-    def kinds(self) -> tuple[Any, ...]:
-        """Its type, or the members of the union that it is."""
-        return typing.get_args(self.hint) if isinstance(self.hint, types.UnionType) else (self.hint,)
-
-    @property
-    def is_list(self) -> bool:
-        return typing.get_origin(self.hint) is tuple
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        if self.name == "preset":
-            return tuple(PRESETS)
-        return typing.get_args(self.hint) if typing.get_origin(self.hint) is Literal else ()
-
-    @property
-    def metavar(self) -> str:
-        """How its value is written in the help."""
-        if self.choices:
-            return "|".join(self.choices)
-        if self.is_list:
-            return "NAME ..."
-        return {bool: "", int: "N", float: "X", Path: "PATH", str: "NAME"}[self.kinds[0]]
-
-    def convert(self, word: str) -> Any:
-        """The value that a word stands for."""
-        optional = types.NoneType in self.kinds
-        if optional and word.lower() == "none":
-            return None
-        if self.choices and word not in self.choices:
-            close = nearest(word, self.choices)
-            raise argparse.ArgumentTypeError(f"must be one of {', '.join(self.choices)}, got {word!r}{close}")
-        for kind, read, name in ((int, whole_number, "a whole number"), (float, finite_number, "a finite number")):
-            if kind in self.kinds:
-                with contextlib.suppress(ValueError, OverflowError):
-                    return read(word)
-                raise argparse.ArgumentTypeError(f"must be {name}{' or None' * optional}, got {word!r}")
-        return Path(word) if Path in self.kinds else word
-
-
-def whole_number(word: str) -> int:
-    """400000, 400_000, 400,000 or 4e5."""
-    word = word.replace(",", "")
-    try:
-        return int(word)
-    except ValueError:
-        value = float(word)
-        if not value.is_integer():
-            raise ValueError(word) from None
-        return int(value)
-
-
-def finite_number(word: str) -> float:
-    value = float(word)
-    if not math.isfinite(value):
-        raise ValueError(word)
-    return value
-
-
-def flag_of(word: str) -> str:
-    """``--total_steps`` and ``--lambda_`` in the one spelling that is shown: ``--total-steps``, ``--lambda``."""
-    return word.rstrip("_").replace("_", "-")
-
-
-def options_of(cls: type) -> Iterator[Option]:
-    """The options of a command, those of its `Config` in their place. Read from the source, which has the docstrings."""
-    source = textwrap.dedent(inspect.getsource(cls))
-    lines, hints = source.splitlines(), typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    definition = ast.parse(source).body[0]
-    assert isinstance(definition, ast.ClassDef)
-    for node, following in itertools.zip_longest(definition.body, definition.body[1:]):
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
-            continue
-        name = node.target.id
-        if hints[name] is Config:
-            yield from options_of(Config)
-            continue
-        sections = [line.strip("#- ") for line in lines[: node.lineno] if line.strip().startswith("# ----")]
-        text = following.value.value if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant) else ""
-        meaning = " ".join(str(text).split())
-        yield Option(fields[name], hints[name], sections[-1] if sections else "options", meaning)
-
-
-# ------------------------------------------------------------------------------------------- parsing
-
-
-class Parser(argparse.ArgumentParser):
-    """Its complaints are one line each."""
-
-    def error(self, message: str) -> typing.NoReturn:
-        message = re.sub(r"^argument ([^\s/]+)(/\S+)?:", r"\1", message)
-        message = message.replace("expected one argument", "needs a value")
-        raise ConfigError(re.sub(r"ignored explicit argument '.*'", "takes no value", message))
-
-
-def parse(args_type: type[T], argv: Sequence[str], command: str, config: Config | None = None) -> T:
-    """The arguments of a command; ``config`` holds the defaults of the options that are its fields.
-
-    Raises:
-        ConfigError: for arguments that are none, lack a value, or have one that cannot be.
-    """
-    options = list(options_of(args_type))
-    parser = Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for option in options:
-        if option.positional:
-            optional = option.field.default is not dataclasses.MISSING
-            count: dict[str, Any] = {"nargs": "?"} if optional else {}
-            parser.add_argument(option.name, type=option.convert, metavar=option.name.upper(), **count)
-        elif option.hint is bool:
-            parser.add_argument(option.flag, dest=option.name, action=argparse.BooleanOptionalAction)
-        else:
-            count = {"nargs": "*"} if option.is_list else {}
-            parser.add_argument(option.flag, dest=option.name, type=option.convert, **count)
-    found, unknown = parser.parse_known_args(spelled(argv, options))
-    if unknown:
-        raise ConfigError(unknown_argument(unknown[0], options, command))
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(found).items()}
-    if config is not None:
-        names = {field.name for field in dataclasses.fields(Config)} & values.keys()
-        values["config"] = dataclasses.replace(config, **{name: values.pop(name) for name in names})
-    return args_type(**values)
-
-
-def spelled(argv: Sequence[str], options: Sequence[Option]) -> list[str]:
-    """The arguments, flags in their one spelling, and a negative number tied to its flag, lest it look like a flag."""
-    switches = {option.flag for option in options if option.hint is bool}
-    singles = {option.flag for option in options} - switches - {option.flag for option in options if option.is_list}
-    words: list[str] = []
-    for word in argv:
-        last = words[-1] if words else ""
-        if last in singles and re.match(r"-\.?\d", word):
-            words[-1] = f"{last}={word}"
-            continue
-        if last.replace("--no-", "--") in switches and word.lower() in ("true", "false", "yes", "no", "on", "off"):
-            flag = last.replace("--no-", "--")
-            raise ConfigError(f"{last} takes no value; write {flag} or {flag.replace('--', '--no-')}")
-        name, equals, value = word.partition("=")
-        words.append(flag_of(name) + equals + value if word.startswith("--") else word)
-    return words
-
-
-def nearest(word: str, names: Sequence[str], count: int = 2) -> str:
-    """``; did you mean this or that?``, or nothing."""
-    close = difflib.get_close_matches(word, names, n=count)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
-def unknown_argument(word: str, options: Sequence[Option], command: str) -> str:
-    """What is wrong with an argument that no option takes."""
-    if not word.startswith("-"):
-        return f"unexpected argument {word!r}; see `reppo {command} --help`"
-    flags = [option.flag for option in options if not option.positional]
-    flags += [flag.replace("--", "--no-") for flag in flags if word.startswith("--no-")]
-    return f"unknown option {word}{nearest(word.partition('=')[0], flags)}; `reppo {command} --help` lists them"
-
-
-def base_config(args_type: type, argv: Sequence[str], command: str) -> Config | None:
-    """The configuration whose values the options change: a preset, or that of the run to resume; None without options."""
-    if args_type is TrainArgs:
-        return preset(chosen_preset(argv))
-    if args_type is not ResumeArgs:
-        return None
-    if {"-h", "--help"} & set(argv):
-        return Config()
-    directory = parse(ResumeArgs, argv, command, Config()).run
-    return Config.from_json(read_description(directory)["config"], str(directory / "config.json"))
-
-
-def chosen_preset(argv: Sequence[str]) -> str:
-    """The value of ``--preset``, read ahead because it decides every other option's default."""
-    parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset")
-    name = parser.parse_known_args(argv)[0].preset
-    if name is not None and name not in PRESETS:
-        raise ConfigError(f"no preset {name!r}{nearest(name, list(PRESETS))}; there are {', '.join(PRESETS)}")
-    return name or loop.default_preset()
-
-
-# ------------------------------------------------------------------------------------------- help
+def arguments(command: str, argv: Sequence[str]) -> Any:
+    """The arguments of a command, an instance of its dataclass."""
+    cls, _ = COMMANDS[command]
+    if cls not in (TrainArgs, ResumeArgs):
+        return options.parse(cls, argv, command)
+    # The defaults of a `Config` depend on the preset, or on the run that is resumed, which are arguments themselves.
+    wants_help = not options.HELP.isdisjoint(argv)
+    words = [word for word in argv if word not in options.HELP]
+    if cls is TrainArgs:
+        name = options.parse(TrainArgs, words, command).preset or loop.default_preset()
+        return options.parse(TrainArgs, argv, command, TrainArgs(preset=name, config=preset(name)))
+    if wants_help:
+        return options.parse(ResumeArgs, argv, command, shown=loop.RESUMABLE)
+    run = options.parse(ResumeArgs, words, command).run
+    config = Config.from_json(read_description(run)["config"], str(run / "config.json"))
+    return options.parse(ResumeArgs, argv, command, ResumeArgs(run, config=config))
 
 
 def print_overview() -> None:
     console = make_console()
     name, _, purpose = (reppo.__doc__ or "").strip().partition(":")
-    console.print(
-        Text(f"{name} {reppo.__version__}", style=f"bold {ACCENT}").append(f" {purpose}\n", style="default not bold")
-    )
-    for name, (args_type, _) in COMMANDS.items():
-        summary, _, _ = (inspect.getdoc(args_type) or "").partition("\n")
-        console.print(Text(f"  reppo {name:8}", style=ACCENT).append(summary, style="default"))
-    console.print("\n`reppo COMMAND --help` describes a command's options.\n\nExit codes:")
+    console.print(Text(f"{name} {reppo.__version__} ", style=f"bold {ACCENT}").append(purpose, style="default not bold"))
+    commands = Table(*["", ""], box=None, show_header=False, padding=(0, 2))
+    for command, (cls, _) in COMMANDS.items():
+        commands.add_row(Text(f"reppo {command}", style=ACCENT), (inspect.getdoc(cls) or "").partition("\n")[0])
+    codes = Table(*["", ""], box=None, show_header=False, padding=(0, 2))
     for code, meaning in EXIT_CODES.items():
-        console.print(f"  {code:>3}  {meaning}")
-
-
-def print_help(command: str, args_type: type, config: Config | None) -> None:
-    """A command's purpose, examples and options by section, with the defaults that hold on this machine."""
-    console = make_console()
-    options = [o for o in options_of(args_type) if args_type is not ResumeArgs or not is_fixed(o)]
-    positionals = [f" [{o.name.upper()}]" if o.field.default is not dataclasses.MISSING else f" {o.name.upper()}"
-                   for o in options if o.positional]  # fmt: skip
-    console.print(Text(f"reppo {command}{''.join(positionals)} [OPTIONS]", style="bold"))
-    console.print(f"\n{inspect.getdoc(args_type)}".replace("\nreppo ", "\n  reppo "))
-    for section, members in itertools.groupby(options, key=lambda option: option.section):
-        console.print(Text(f"\n{section.capitalize()}", style="bold"))
-        for option in members:
-            for line in help_lines(option, config, min(console.width, 100)):
-                console.print(line, soft_wrap=True)
-
-
-def is_fixed(option: Option) -> bool:
-    """Whether a run that is resumed must keep this option."""
-    return hasattr(Config, option.name) and option.name not in loop.RESUMABLE
-
-
-def help_lines(option: Option, config: Config | None, width: int) -> Iterator[Text]:
-    """An option's flag and meaning, side by side; a long flag has a line of its own."""
-    indent = min(32, width // 2)
-    name = option.name.upper() if option.positional else option.flag
-    if option.hint is bool and default_of(option, config):
-        name = name.replace("--", "--[no-]")
-    left = Text(f"  {name}", style=ACCENT)
-    left.append("" if option.positional else f" {option.metavar}", style="default")
-    default = default_text(option, config)
-    meaning = textwrap.wrap(option.meaning + (f" [{default}]" if default else ""), max(width - indent, 20)) or [""]
-    if left.cell_len > indent - 2:
-        yield left
-        left = Text()
-    for line in meaning:
-        left.pad_right(indent - left.cell_len)
-        yield left.append(line, style="default")
-        left = Text()
-
-
-def default_of(option: Option, config: Config | None) -> Any:
-    return getattr(config, option.name) if config is not None and hasattr(config, option.name) else option.field.default
-
-
-def default_text(option: Option, config: Config | None) -> str:
-    """A default as it is typed; nothing where the meaning says what an unset option does."""
-    value = default_of(option, config)
-    if value is None or value == () or value is dataclasses.MISSING or option.name == "preset":
-        return ""
-    if isinstance(value, bool):
-        return "on" if value else ""
-    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+        codes.add_row(Text(f"{code:3}", style=ACCENT), meaning)
+    for part in ("", commands, "\n`reppo COMMAND --help` describes a command's options.\n\nExit codes:\n", codes):
+        console.print(part)
 
 
 # ------------------------------------------------------------------------------------------- errors
@@ -670,19 +424,16 @@ def use_compilation_cache() -> None:
 
 
 def run(argv: Sequence[str]) -> None:
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in options.HELP:
         return print_overview()
     if argv[0] == "--version":
         return print(f"reppo {reppo.__version__}")
     command, *rest = argv
     if command not in COMMANDS:
-        raise ConfigError(f"no command {command!r}{nearest(command, list(COMMANDS))}; there are {', '.join(COMMANDS)}")
-    args_type, function = COMMANDS[command]
-    config = base_config(args_type, rest, command)
-    if {"-h", "--help"} & set(rest):
-        return print_help(command, args_type, config)
+        raise ConfigError(f"no command {command!r}{nearest(command, COMMANDS)}; there are {', '.join(COMMANDS)}")
+    args = arguments(command, rest)
     use_compilation_cache()
-    return function(parse(args_type, rest, command, config))
+    return COMMANDS[command][1](args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -698,6 +449,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # `reppo envs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as end:  # the help has been printed
+        return int(end.code or 0)
     except Stopped as stopped:
         print(f"reppo: {stopped}", file=sys.stderr)
         return STOPPED

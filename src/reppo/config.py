@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import types
+from collections.abc import Collection
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from reppo.nets import NormKind
@@ -235,5 +237,11 @@ PRESETS: dict[str, Config] = {
 def preset(name: str) -> Config:
     """A named configuration: ``cpu``, ``paper-large``, ``paper-medium`` or ``paper-small``."""
     if name not in PRESETS:
-        raise ConfigError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+        raise ConfigError(f"no preset {name!r}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def nearest(word: str, names: Collection[str]) -> str:
+    """``; did you mean this or that?``, or nothing."""
+    close = difflib.get_close_matches(word, names, n=2)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
