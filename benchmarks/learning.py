@@ -42,7 +42,7 @@ def train(
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "run"
         shown = ["reppo", "train", *([env] if env else []), "--seed", str(seed), *options]
-        command = [sys.executable, "-m", "reppo.cli", *shown[1:], "--out", str(out)]
+        command = [sys.executable, "-m", "reppo", *shown[1:], "--out", str(out)]
         began = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "XDG_CACHE_HOME": str(cache)})
         seconds = time.perf_counter() - began

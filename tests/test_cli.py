@@ -148,7 +148,7 @@ def test_repro_needs_a_reproduction_file(reppo: Reppo, finished: Path) -> None:
 
 def start(*words: object) -> subprocess.Popen[str]:
     """The command line in a process of its own."""
-    command = [sys.executable, "-m", "reppo.cli", *map(str, words)]
+    command = [sys.executable, "-m", "reppo", *map(str, words)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -183,3 +183,21 @@ def test_ctrl_c_while_compiling_ends_a_run_at_once(tmp_path: Path) -> None:
     assert process.returncode == cli.STOPPED, err
     assert err.splitlines()[-1].endswith(f"`reppo resume {tmp_path / 'run'}` goes on")
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_imports_ends_the_program_without_a_traceback(number: signal.Signals) -> None:
+    # Python's own start, some 30 ms, cannot be helped; this line is printed after it and before the imports.
+    program = "import signal, sys; from reppo import __main__; print('started', flush=True); sys.exit(__main__.main())"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (-number, "")
+
+
+def test_importing_the_package_imports_nothing_large() -> None:
+    program = "import sys, reppo; print([name for name in ('jax', 'numpy', 'tyro') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -31,7 +31,7 @@ def run_python(directory: Path, *arguments: str | Path) -> str:
 def test_own_env_trains_and_its_policy_runs_in_numpy(directory: Path) -> None:
     environment = f"{EXAMPLES / 'own_env.py'}:Pendulum"
     options = ["--preset", "cpu", "--total-steps", STEPS, "--num-evals", "1", "--out", "pendulum"]
-    run_python(directory, "-m", "reppo.cli", "train", environment, *options)
+    run_python(directory, "-m", "reppo", "train", environment, *options)
     assert "20 actions" in run_python(directory, EXAMPLES / "deploy_policy.py", "pendulum", "--steps", "20")
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -34,7 +35,7 @@ from reppo import envs, export, faults, loop, options
 from reppo.config import PRESETS, Config, ConfigError, nearest, preset
 from reppo.display import ACCENT, PlainDisplay, make_display, number, shown
 from reppo.evaluate import evaluate_policy
-from reppo.interrupt import STOPPED, Interrupt, Stopped
+from reppo.interrupt import KILLED, STOPPED, Interrupt, Stopped
 from reppo.options import INLINE, unset
 from reppo.run_directory import new_run_name, read_description
 from reppo.sinks import Sink, WandbSink
@@ -43,13 +44,14 @@ DEFAULT_ENV = "playground:CartpoleSwingup"
 
 USER_ERROR = 2  #: exit code of everything that the user can mend
 DIVERGED = 3  #: exit code of a run that its numbers have ended, see `reppo.loop.Diverged`
-INTERRUPTED = 130  #: exit code of a command without a run to resume, that Ctrl-C has ended
+INTERRUPTED = KILLED + signal.SIGINT
 EXIT_CODES = {
     0: "done",
     USER_ERROR: "something to mend in what was asked for; one line says what",
     DIVERGED: "the run has ended early, because too many of its numbers are not finite",
     STOPPED: "stopped by Ctrl-C or SIGTERM; `reppo resume RUN` goes on",
-    INTERRUPTED: "Ctrl-C, where there is nothing to resume",
+    INTERRUPTED: "Ctrl-C, and there is nothing to resume",
+    KILLED + signal.SIGTERM: "SIGTERM, and there is nothing to resume",
 }
 
 imported = time.perf_counter()
@@ -119,9 +121,9 @@ def reported_run(directory: Path, env: str, wandb: str | None) -> Iterator[dict[
     display = make_display(directory, started)
     sinks: list[Sink] = [display] if wandb is None else [display, WandbSink(wandb)]
 
-    def how_to_resume() -> str:
+    def how_to_resume() -> str | None:
         begun = (directory / "config.json").exists()
-        return f"`reppo resume {shlex.quote(shown(directory))}` goes on" if begun else "nothing is written yet"
+        return f"`reppo resume {shlex.quote(shown(directory))}` goes on" if begun else None
 
     with Interrupt(how_to_resume) as interrupt, interrupt.expendable(), explained_errors(env, display):
         yield {"sinks": sinks, "started": started, "interrupt": interrupt}
@@ -318,7 +320,7 @@ def arguments(command: str, argv: Sequence[str]) -> Any:
 
 def print_overview() -> None:
     console = make_console()
-    name, _, purpose = (reppo.__doc__ or "").strip().partition(":")
+    name, _, purpose = (reppo.__doc__ or "").partition("\n")[0].partition(":")
     console.print(Text(f"{name} {reppo.__version__} ", style=f"bold {ACCENT}").append(purpose, style="default not bold"))
     commands = Table(*["", ""], box=None, show_header=False, padding=(0, 2))
     for command, (cls, _) in COMMANDS.items():

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 STOPPED = 75  #: exit code of a run that was asked to stop and can be resumed (EX_TEMPFAIL of sysexits.h)
+KILLED = 128  #: plus the signal's number: exit code where there is nothing to resume, as a shell has it
 
 
 class Stopped(Exception):
@@ -26,13 +27,13 @@ class Interrupt:
     """A context that turns the first signal into `requested` and the second into an immediate exit.
 
     Within `expendable`, where the state on disk is all there is to save, the first signal ends the process too.
-    ``how_to_resume`` makes the end of the sentence that says so, from what is on disk then.
+    ``how_to_resume`` makes the end of the sentence that says so, from what is on disk then; None where that is nothing.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self, how_to_resume: Callable[[], str]):
-        self.requested = False
+    def __init__(self, how_to_resume: Callable[[], str | None]):
+        self.requested = 0  #: number of the first signal
         self.how_to_resume = how_to_resume
         self._expendable = False
         self._phase = threading.Lock()
@@ -56,7 +57,7 @@ class Interrupt:
         """A phase in which nothing is computed that the disk does not hold: compiling, before the first iteration."""
         with self._phase:
             if self.requested:
-                self._exit("stopped")
+                self._exit("stopped", self.requested)
             self._expendable = True
         try:
             yield
@@ -65,8 +66,8 @@ class Interrupt:
                 self._expendable = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self.requested = True  # the watcher has set it already, unless the main thread was quicker
+        del frame
+        self.requested = self.requested or number  # the watcher has set it already, unless the main thread was quicker
 
     def _watch(self) -> None:
         seen = 0
@@ -75,16 +76,17 @@ class Interrupt:
                 continue
             seen += 1
             with self._phase:
-                self.requested = True
+                self.requested = self.requested or byte[0]
                 if self._expendable or seen > 1:
-                    self._exit("stopped at once" if seen > 1 else "stopped")
+                    self._exit("stopped at once" if seen > 1 else "stopped", byte[0])
             self._say(f"{signal.Signals(byte[0]).name}: finishing the iteration; a second signal stops at once")
         os.close(self._read)
 
-    def _exit(self, how: str) -> None:
+    def _exit(self, how: str, number: int) -> None:
         # No cleanup: the main thread may be inside a compiler. Every file that matters is renamed into place.
-        self._say(f"{how}; {self.how_to_resume()}")
-        os._exit(STOPPED)
+        how_to_resume = self.how_to_resume()
+        self._say(f"{how}; {how_to_resume or 'nothing is written yet'}")
+        os._exit(STOPPED if how_to_resume else KILLED + number)
 
     @staticmethod
     def _say(text: str) -> None:
