@@ -93,8 +93,7 @@ def compiled_environment(env_class: type[Env]) -> tuple[Compiled, Compiled]:
     env = AutoReset(env_class(), CONFIG.num_envs, env_class.episode_length)
 
     def act(state: TrainState, env_state: Any, key: jax.Array) -> Any:
-        greedy = jnp.asarray(False)
-        return rollout(env, learner(CONFIG), state.policy, env_state, key, CONFIG.num_steps, greedy)[:2]
+        return rollout(env, learner(CONFIG), state.policy, env_state, key, CONFIG.num_steps)[:2]
 
     return jax.jit(lambda key: env.begin(env.first(key))), jax.jit(act)
 

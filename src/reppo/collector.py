@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from reppo import evaluate
 from reppo.config import Config, ConfigError
 from reppo.envs.autoreset import AutoReset, First
 from reppo.envs.base import Env
 from reppo.envs.spec import EnvSpec
+from reppo.evaluate import Episodes
 from reppo.interrupt import Interrupt
 from reppo.rollout import Fault, rollout
 from reppo.types import Learner, Metrics, PyTree, Rollout
@@ -129,24 +131,36 @@ class Programs:
 
     first: Callable[..., First]
     begin: Callable[..., PyTree]
-    begin_evaluation: Callable[..., PyTree]
     refresh: Callable[..., PyTree]
     rollout: Callable[..., tuple[PyTree, Rollout, Metrics, Fault]]
+    begin_evaluation: Callable[..., Episodes]
+    evaluate: Callable[..., Episodes]
 
 
-def make_programs(env: AutoReset, learner: Learner, config: Config, num_seeds: int) -> Programs:
-    def act(state: PyTree, env_state: PyTree, key: jax.Array, greedy: jax.Array) -> Any:
-        return rollout(env, learner, learner.policy(state), env_state, key, config.num_steps, greedy)
+def make_programs(env: AutoReset, eval_env: AutoReset, learner: Learner, config: Config, num_seeds: int) -> Programs:
+    """The programs; each compiles at its first call."""
+
+    def act(state: PyTree, env_state: PyTree, key: jax.Array) -> Any:
+        return rollout(env, learner, learner.policy(state), env_state, key, config.num_steps)
 
     def begin(first: First, key: jax.Array) -> PyTree:
         return env.begin(first, key if config.stagger_episodes else None)
 
+    def begin_evaluation(first: First) -> Episodes:
+        # Drawn by the program that draws the training's first states: to compile another one takes longer.
+        return evaluate.begin(eval_env, jax.tree.map(lambda x: x[: eval_env.num_envs], first))
+
+    def advance(state: PyTree, episodes: Episodes, key: jax.Array) -> Episodes:
+        policy = learner.policy(state)
+        return evaluate.advance(eval_env, lambda obs: learner.act(policy, obs, key, True)[0], episodes, key)
+
     return Programs(
         first=compile_over_seeds(env.first, num_seeds, [0]),
         begin=compile_over_seeds(begin, num_seeds, [0, 0]),
-        begin_evaluation=compile_over_seeds(env.begin, num_seeds, [0]),
         refresh=compile_over_seeds(env.refresh, num_seeds, [0, 0], donate=(0,)),
-        rollout=compile_over_seeds(act, num_seeds, [0, 0, 0, None], donate=(1,)),
+        rollout=compile_over_seeds(act, num_seeds, [0, 0, 0], donate=(1,)),
+        begin_evaluation=compile_over_seeds(begin_evaluation, num_seeds, [0]),
+        evaluate=compile_over_seeds(advance, num_seeds, [0, 0, 0], donate=(1,)),
     )
 
 
@@ -157,7 +171,8 @@ class JaxCollector:
         self.spec, self.config, self.keys = spec, config, keys
         self.num_seeds = len(keys.roots)
         self.vector_env = AutoReset(env, config.num_envs, spec.episode_length)
-        self.programs = make_programs(self.vector_env, learner, config, self.num_seeds)
+        self.eval_env = AutoReset(env, min(config.eval_episodes, config.num_envs), spec.episode_length)
+        self.programs = make_programs(self.vector_env, self.eval_env, learner, config, self.num_seeds)
         #: iterations between draws of new first states
         self.refresh_period = -(-self.vector_env.refresh_every // config.num_steps)
         self.env_state: PyTree = None
@@ -179,7 +194,7 @@ class JaxCollector:
 
     def collect(self, state: PyTree, iteration: int) -> Collected:
         key = self.keys(Stream.ITERATION, iteration, 0)
-        self.env_state, rows, episodes, fault = self.programs.rollout(state, self.env_state, key, jnp.asarray(False))
+        self.env_state, rows, episodes, fault = self.programs.rollout(state, self.env_state, key)
         if (iteration + 1) % self.refresh_period == 0:
             first = self.programs.first(self.keys(Stream.FIRST, iteration + 1))
             self.env_state = self.programs.refresh(self.env_state, first)
@@ -189,7 +204,7 @@ class JaxCollector:
         self, state: PyTree, episodes: int, seed: int, interrupt: Interrupt | None
     ) -> tuple[np.ndarray, np.ndarray] | None:
         batches = []
-        for i in range(-(-episodes // self.config.num_envs)):
+        for i in range(-(-episodes // self.eval_env.num_envs)):
             batch = self._evaluate_batch(state, i, seed, interrupt)
             if batch is None:
                 return None
@@ -200,20 +215,14 @@ class JaxCollector:
     def _evaluate_batch(
         self, state: PyTree, batch: int, seed: int, interrupt: Interrupt | None
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """The first episode of every environment; the training rollout's own program, greedy."""
-        first = self.programs.first(self.keys(Stream.EVALUATION, seed, batch, 0))
-        env_state = self.programs.begin_evaluation(first)
-        episodes = FirstEpisodes((self.num_seeds, self.config.num_envs))
+        """The first episode of every evaluation environment."""
+        episodes = self.programs.begin_evaluation(self.programs.first(self.keys(Stream.EVALUATION, seed, batch, 0)))
         for part in itertools.count(1):
             if interrupt is not None and interrupt.requested:
                 return None
-            key = self.keys(Stream.EVALUATION, seed, batch, part)
-            env_state, rows, _, _ = self.programs.rollout(state, env_state, key, jnp.asarray(True))
-            reward, over = np.asarray(rows.reward), np.asarray(rows.terminated | rows.truncated | ~rows.valid)
-            for t in range(self.config.num_steps):
-                episodes.add(reward[:, t], over[:, t])
-            if not episodes.running.any() or part * self.config.num_steps >= self.spec.episode_length:
-                return episodes.returns, episodes.lengths
+            episodes = self.programs.evaluate(state, episodes, self.keys(Stream.EVALUATION, seed, batch, part))
+            if not np.asarray(episodes.running).any():
+                return np.asarray(episodes.returns), np.asarray(episodes.lengths)
         raise AssertionError("unreachable")
 
     def close(self) -> None:

@@ -1,7 +1,4 @@
-"""Evaluation of a saved policy on fresh episodes.
-
-Evaluation during training lives in `reppo.loop.Run.evaluate`, where it shares the training rollout's compiled program.
-"""
+"""Evaluation: greedy returns of fresh episodes, the first of every environment. It changes nothing of a run."""
 
 from __future__ import annotations
 
@@ -15,49 +12,42 @@ import numpy as np
 
 from reppo import envs
 from reppo.config import ConfigError
-from reppo.envs.autoreset import AutoReset
+from reppo.envs.autoreset import AutoReset, First
 from reppo.export import SavedPolicy
 from reppo.types import PyTree
 
-MAX_PARALLEL = 128  #: environments stepped at once
+MAX_PARALLEL = 128  #: environments in which `evaluate_policy` steps at once
+CHUNK = 100  #: steps between two looks of Python at an evaluation: to stop it, or to see that it is over
 
 
-class _Progress(eqx.Module):
-    env: Any
-    returns: jax.Array
-    lengths: jax.Array
-    running: jax.Array
-    step: jax.Array
+class Episodes(eqx.Module):
+    """The first episodes of ``N`` environments, under way; leaves ``[N, ...]``."""
+
+    env: Any  #: `AutoResetState`
+    returns: jax.Array  #: reward so far
+    lengths: jax.Array  #: steps so far
+    running: jax.Array  #: whether the first episode still runs
 
 
-def first_episodes(env: AutoReset, action_of: Callable[[PyTree], jax.Array], key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns and lengths, ``[N]`` each, of the first episode of every environment under ``action_of(obs)``.
+def begin(env: AutoReset, first: First) -> Episodes:
+    """First episodes, none of which has made a step."""
+    n = env.num_envs
+    return Episodes(env.begin(first), jnp.zeros(n), jnp.zeros(n, jnp.int32), jnp.ones(n, bool))
+
+
+def advance(env: AutoReset, action_of: Callable[[PyTree], jax.Array], episodes: Episodes, key: jax.Array) -> Episodes:
+    """Up to `CHUNK` steps under ``action_of(obs)``, fewer where all episodes end before.
 
     A row that is not valid (the simulator returned a non-finite number) ends its episode with the return so far.
     """
-    key_first, key_steps = jax.random.split(key)
 
-    def step(progress: _Progress) -> _Progress:
-        action = action_of(progress.env.obs)
-        env_state, timestep = env.step(progress.env, action, jax.random.fold_in(key_steps, progress.step))
+    def step(now: Episodes, key: jax.Array) -> tuple[Episodes, None]:
+        env_state, timestep = env.step(now.env, action_of(now.env.obs), key)
         over = timestep.terminated | timestep.truncated | ~timestep.valid
-        return _Progress(
-            env=env_state,
-            returns=progress.returns + jnp.where(progress.running, timestep.reward, 0.0),
-            lengths=progress.lengths + progress.running,
-            running=progress.running & ~over,
-            step=progress.step + 1,
-        )
+        returns = now.returns + jnp.where(now.running, timestep.reward, 0.0)
+        return Episodes(env_state, returns, now.lengths + now.running, now.running & ~over), None
 
-    start = _Progress(
-        env=env.begin(env.first(key_first)),
-        returns=jnp.zeros(env.num_envs),
-        lengths=jnp.zeros(env.num_envs, jnp.int32),
-        running=jnp.ones(env.num_envs, bool),
-        step=jnp.zeros((), jnp.int32),
-    )
-    end = jax.lax.while_loop(lambda p: p.running.any() & (p.step < env.episode_length), step, start)
-    return end.returns, end.lengths
+    return jax.lax.scan(step, episodes, jax.random.split(key, CHUNK))[0]
 
 
 def evaluate_policy(
@@ -77,8 +67,19 @@ def evaluate_policy(
         )
     num_envs = min(episodes, MAX_PARALLEL)
     vector_env = AutoReset(env, num_envs, episode_length or spec.episode_length)
-    run = jax.jit(lambda key: first_episodes(vector_env, policy.squashed, key))
+
+    @jax.jit
+    def first_episodes(key: jax.Array) -> Episodes:
+        key_first, key_steps = jax.random.split(key)
+        start = (jnp.array(0), begin(vector_env, vector_env.first(key_first)))
+
+        def chunk(carry: tuple[jax.Array, Episodes]) -> tuple[jax.Array, Episodes]:
+            i, now = carry
+            return i + 1, advance(vector_env, policy.squashed, now, jax.random.fold_in(key_steps, i))
+
+        return jax.lax.while_loop(lambda carry: carry[1].running.any(), chunk, start)[1]
+
     keys = jax.random.split(jax.random.key(seed), -(-episodes // num_envs))
-    batches = [jax.device_get(run(key)) for key in keys]
-    returns, lengths = (np.concatenate(parts)[:episodes] for parts in zip(*batches, strict=True))
+    batches = [jax.device_get(first_episodes(key)) for key in keys]
+    returns, lengths = (np.concatenate([getattr(b, name) for b in batches])[:episodes] for name in ("returns", "lengths"))
     return {"returns": returns, "lengths": lengths}

@@ -387,10 +387,10 @@ def init(key: jax.Array, config: Config, spec: EnvSpec) -> TrainState:
     )
 
 
-def act(policy: Policy, obs: PyTree, key: jax.Array, greedy: jax.Array) -> tuple[jax.Array, jax.Array]:
+def act(policy: Policy, obs: PyTree, key: jax.Array, greedy: bool) -> tuple[jax.Array, jax.Array]:
     """Action in [-1, 1] and its pre-tanh value, ``[N, A]`` each: a sample, or the mode where ``greedy``."""
     distribution = policy(obs)
-    pre_tanh = jnp.where(greedy, distribution.mean, distribution.sample(key))
+    pre_tanh = distribution.mean if greedy else distribution.sample(key)
     return jnp.tanh(pre_tanh), pre_tanh
 
 

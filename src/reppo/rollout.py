@@ -1,4 +1,4 @@
-"""Acting: ``T`` steps of ``N`` environments under one frozen policy, for training and for evaluation alike."""
+"""Acting: ``T`` steps of ``N`` environments under one frozen policy."""
 
 from __future__ import annotations
 
@@ -23,21 +23,18 @@ class Fault(eqx.Module):
 
 
 def rollout(
-    env: AutoReset, learner: Learner, policy: PyTree, env_state: Any, key: jax.Array, num_steps: int, greedy: jax.Array
+    env: AutoReset, learner: Learner, policy: PyTree, env_state: Any, key: jax.Array, num_steps: int
 ) -> tuple[Any, Rollout, dict[str, jax.Array], Fault]:
     """Step the environments ``num_steps`` times.
 
     Returns the environments' state, the rollout, episode statistics ``[T, N]``, and the first fault.
-
-    ``greedy`` is traced, so that training and evaluation run one compiled program: compiling a simulator's step is what
-    takes longest before the first iteration.
     """
 
     def step(carry: tuple[Any, Fault], key: jax.Array) -> tuple[tuple[Any, Fault], tuple[Rollout, dict[str, jax.Array]]]:
         before, fault = carry
         key_act, key_env = jax.random.split(key)
         obs = before.obs
-        action, pre_tanh = learner.act(policy, obs, key_act, greedy)
+        action, pre_tanh = learner.act(policy, obs, key_act, False)
         after, timestep = env.step(before, action, key_env)
         fault = first_fault(fault, timestep.valid, before.env, action, key_env)
         row = Rollout(

@@ -53,6 +53,6 @@ class Learner(NamedTuple):
 
     init: Callable[[jax.Array], PyTree]  #: key -> state
     policy: Callable[[PyTree], PyTree]  #: state -> the small pytree that acting, evaluation and export need
-    #: (policy, obs, key, greedy) -> (action in [-1, 1], pre_tanh); ``greedy`` is a bool scalar, traced
-    act: Callable[[PyTree, PyTree, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    #: (policy, obs, key, greedy) -> (action in [-1, 1], pre_tanh)
+    act: Callable[[PyTree, PyTree, jax.Array, bool], tuple[jax.Array, jax.Array]]
     update: Callable[[PyTree, Rollout, jax.Array], tuple[PyTree, Metrics]]
