@@ -251,7 +251,7 @@ def apply_gradients(
 
     The parameters then stay finite: where the gradient's norm is finite, so are Adam's moments, and its step is bounded.
     """
-    finite = jnp.isfinite(optax.global_norm(grads))
+    finite = jnp.isfinite(optax.tree.norm(grads))
     updates, new_opt_state = optimiser.update(grads, opt_state)
     stepped = eqx.apply_updates(module, updates)
     module, opt_state = jax.tree.map(
@@ -289,8 +289,8 @@ def minibatch_step(
     metrics = {
         **critic_metrics,
         **actor_metrics,
-        "critic/grad_norm": optax.global_norm(critic_grads),
-        "actor/grad_norm": optax.global_norm(actor_grads),
+        "critic/grad_norm": optax.tree.norm(critic_grads),
+        "actor/grad_norm": optax.tree.norm(actor_grads),
         "train/skipped_updates": skipped_critic + skipped_actor + skipped_duals,
     }
     return TrainState(policy, critic, new_duals, actor_opt, critic_opt, duals_opt), metrics
