@@ -1,11 +1,14 @@
-"""Returns and wall-clock seconds of `reppo train`, one process per seed, as a user runs it.
+"""Returns and seconds of `reppo train`, as a user runs it.
 
     python benchmarks/learning.py quickstart     # the default task, each seed from a cold start; results/quickstart.csv
-    python benchmarks/learning.py tasks          # the `cpu` preset on several tasks; results/tasks.csv, tasks_curves.csv
+    python benchmarks/learning.py tasks          # the `cpu` preset, untouched, on several tasks; results/tasks.csv, tasks_curves.csv
     python benchmarks/learning.py samples        # S, action samples of the targets; results/samples.csv, samples_curves.csv
 
 Every seed that is started is in the table. Rows that are there already are kept, so an interrupted benchmark goes on.
 Seconds are those of the whole process, from its start to its end: imports, compilation, evaluations and files included.
+`cpu_seconds` is the processor time of all its threads; where other programs use the machine, it is the steadier figure.
+`quickstart` starts one process per seed; `tasks` and `samples` train all seeds at once in one process (`--seeds`), and
+their seconds are those of all of them together.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import argparse
 import csv
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -33,6 +37,7 @@ TASKS = {
     "playground:BallInCup": 800_000,
     "gymnax:Pendulum-v1": 400_000,
 }
+SAMPLES_TASK = "playground:CartpoleSwingup"
 
 
 def train(
@@ -43,9 +48,9 @@ def train(
         out = Path(directory) / "run"
         shown = ["reppo", "train", *([env] if env else []), "--seed", str(seed), *options]
         command = [sys.executable, "-m", "reppo", *shown[1:], "--out", str(out)]
-        began = time.perf_counter()
+        began, used = time.perf_counter(), children_cpu_seconds()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "XDG_CACHE_HOME": str(cache)})
-        seconds = time.perf_counter() - began
+        seconds, cpu_seconds = time.perf_counter() - began, children_cpu_seconds() - used
         outcome = json.loads((out / "summary.json").read_text())
         with (out / "evaluations.csv").open(newline="") as file:
             curve = [{"env": outcome["env"], **row} for row in csv.DictReader(file)]
@@ -56,6 +61,7 @@ def train(
             "start": start,
             "total_steps": outcome["env_steps"],
             "seconds": round(seconds, 1),
+            "cpu_seconds": round(cpu_seconds, 1),
             "return_mean": round(final["return_mean"], 1),
             "return_std": round(final["return_std"], 1),
             "episodes": final["episodes"],
@@ -65,6 +71,12 @@ def train(
         for final in outcome["seeds"]
     ]
     return rows, curve
+
+
+def children_cpu_seconds() -> float:
+    """Processor time of the child processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def append(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -97,30 +109,25 @@ def quickstart(table: Path) -> None:
 
 
 def tasks(table: Path, names: list[str]) -> None:
-    with tempfile.TemporaryDirectory() as cache:
-        for name in names:
-            for seed in SEEDS:
-                if (name, str(seed), "shared cache") in done(table):
-                    continue
-                options = ["--preset", "cpu", "--total-steps", str(TASKS[name])]
-                rows, curve = train(name, options, seed, Path(cache), "shared cache")
-                append(table.with_name(table.stem + "_curves.csv"), curve)
-                append(table, rows)
-                print(rows, flush=True)
+    for name in names:
+        if (name, str(SEEDS[0]), "cold") not in done(table):
+            all_seeds(table, name, "cold", ["--total-steps", str(TASKS[name])])
 
 
 def samples(table: Path) -> None:
-    """Five seeds at once for every S, so that the seconds compare the cost of S."""
+    for count in (1, 2, 4, 16, 64):
+        if (SAMPLES_TASK, str(SEEDS[0]), f"S={count}") not in done(table):
+            all_seeds(table, SAMPLES_TASK, f"S={count}", ["--target-samples", str(count)])
+
+
+def all_seeds(table: Path, name: str, start: str, options: list[str]) -> None:
+    """Train every seed at once, from a cold start, and write its rows and curves."""
     with tempfile.TemporaryDirectory() as cache:
-        for count in (1, 2, 4, 8, 16, 64):
-            start = f"S={count}"
-            if ("playground:CartpoleSwingup", "0", start) in done(table):
-                continue
-            options = ["--preset", "cpu", "--seeds", str(len(SEEDS)), "--target-samples", str(count)]
-            rows, curve = train("playground:CartpoleSwingup", options, 0, Path(cache), start)
-            append(table.with_name(table.stem + "_curves.csv"), [{"start": start, **row} for row in curve])
-            append(table, rows)
-            print(rows, flush=True)
+        command = ["--preset", "cpu", "--seeds", str(len(SEEDS)), *options]
+        rows, curve = train(name, command, SEEDS[0], Path(cache), start)
+    append(table.with_name(table.stem + "_curves.csv"), [{"start": start, **row} for row in curve])
+    append(table, rows)
+    print(rows, flush=True)
 
 
 def main() -> None:
