@@ -90,12 +90,22 @@ def soft_value(policy: TanhGaussian, critic: Critic, critic_obs: jax.Array, key:
     return SoftValue(jnp.mean(value, 0), -jnp.mean(policy.log_prob(u), 0), embedding[0])
 
 
+def blank_invalid(rollout: Rollout) -> Rollout:
+    """The rollout with zeros in every row that is no transition. A mask alone would not do: NaN times zero is NaN."""
+
+    def blank(x: jax.Array) -> jax.Array:
+        return jnp.where(jnp.expand_dims(rollout.valid, tuple(range(2, x.ndim))), x, jnp.zeros_like(x))
+
+    return jax.tree.map(blank, rollout)
+
+
 def targets(state: TrainState, rollout: Rollout, config: Config, critic_keys: tuple[str, ...], key: jax.Array) -> Batch:
     """Everything that the update needs to know about a rollout, computed once with the frozen networks.
 
     The samples of the next actions are evaluated one time step after another: memory is that of ``S N`` rows, not of
     ``S N T``.
     """
+    rollout = blank_invalid(rollout)
     policy, critic = state.policy, state.critic
     key_next, key_current = jax.random.split(key)
     step_keys = jax.random.split(key_next, config.num_steps)
