@@ -185,14 +185,28 @@ def test_ctrl_c_while_compiling_ends_a_run_at_once(tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
+SLOW_IMPORT = """
+import sys, time
+
+class Slow:
+    def find_spec(self, name, path, target=None):
+        if name == "reppo.cli":
+            print("importing", flush=True)
+            time.sleep(60)
+
+sys.meta_path.insert(0, Slow())
+from reppo.__main__ import main
+sys.exit(main())
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_the_imports_ends_the_program_without_a_traceback(number: signal.Signals) -> None:
-    # Python's own start, some 30 ms, cannot be helped; this line is printed after it and before the imports.
-    program = "import signal, sys; from reppo import __main__; print('started', flush=True); sys.exit(__main__.main())"
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_IMPORT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(0.2)
+    assert process.stdout.readline() == "importing\n"
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (-number, "")
