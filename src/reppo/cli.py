@@ -125,7 +125,13 @@ def reported_run(directory: Path, env: str, wandb: str | None) -> Iterator[dict[
         begun = (directory / "config.json").exists()
         return f"`reppo resume {shlex.quote(shown(directory))}` goes on" if begun else None
 
-    with Interrupt(how_to_resume) as interrupt, interrupt.expendable(), explained_errors(env, display):
+    with (
+        contextlib.closing(display),
+        Interrupt(how_to_resume) as interrupt,
+        interrupt.expendable(),
+        explained_errors(env, display),
+    ):
+        display.prepare(f"loading {env}")
         yield {"sinks": sinks, "started": started, "interrupt": interrupt}
     display.summarise()
 

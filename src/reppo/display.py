@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
+from rich.status import Status
 from rich.text import Text
 
 from reppo.config import PRESETS
@@ -320,6 +321,9 @@ class PlainDisplay:
         self.console, self.telemetry = console, telemetry
         self.glyphs = UNICODE if console.encoding.startswith("utf") else ASCII
 
+    def prepare(self, text: str) -> None:
+        """Say what takes time before the run begins; a log has no need of it."""
+
     def begin(self, description: dict[str, Any]) -> None:
         self.telemetry.begin(description)
         self.telemetry.recall()
@@ -361,21 +365,31 @@ class LiveDisplay(PlainDisplay):
 
     def __init__(self, console: Console, telemetry: Telemetry):
         super().__init__(console, telemetry)
-        self._live: Live | None = None
+        self._live: Live | Status | None = None
         self._over = False
         self._chart: tuple[tuple[int, ...], list[Text]] = (), []
 
+    def prepare(self, text: str) -> None:
+        self._start(self.console.status(text))
+
     def begin(self, description: dict[str, Any]) -> None:
+        self._stop()
         super().begin(description)
-        self._live = Live(self, console=self.console, refresh_per_second=FRAMES_PER_SECOND)
-        self._live.start()
-        self.console.show_cursor(True)  # hidden, it would stay so where the process is killed
+        self._start(Live(self, console=self.console, refresh_per_second=FRAMES_PER_SECOND))
 
     def write(self, event: Event) -> None:
         self.telemetry.write(event)
 
     def close(self) -> None:
         self._over = True
+        self._stop()
+
+    def _start(self, live: Live | Status) -> None:
+        self._live = live
+        live.start()
+        self.console.show_cursor(True)  # hidden, it would stay so where the process is killed
+
+    def _stop(self) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -414,13 +428,10 @@ class LiveDisplay(PlainDisplay):
         return self._chart[1]
 
     def _status(self) -> list[Text]:
-        telemetry, spinner = self.telemetry, self.glyphs.spinner
-        if not self._over:
-            turn = spinner[int(telemetry.now() * FRAMES_PER_SECOND) % len(spinner)]
-            return [Text(), Text(f"  {turn} ", style=ACCENT).append(telemetry.status, style="default")]
-        if not telemetry.finished:
-            return [Text(), Text(f"  stopped at {telemetry.steps:,.0f} steps", style=ALERT)]
-        return []
+        if self._over:
+            return []
+        turn = self.glyphs.spinner[int(self.telemetry.now() * FRAMES_PER_SECOND) % len(self.glyphs.spinner)]
+        return [Text(), Text(f"  {turn} ", style=ACCENT).append(self.telemetry.status, style="default")]
 
     def _alerts(self, width: int) -> list[Text]:
         """The latest warnings, in full."""

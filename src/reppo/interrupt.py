@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TextIO
 
 STOPPED = 75  #: exit code of a run that was asked to stop and can be resumed (EX_TEMPFAIL of sysexits.h)
 KILLED = 128  #: plus the signal's number: exit code where there is nothing to resume, as a shell has it
@@ -79,15 +80,17 @@ class Interrupt:
                 self.requested = self.requested or byte[0]
                 if self._expendable or seen > 1:
                     self._exit("stopped at once" if seen > 1 else "stopped", byte[0])
-            self._say(f"{signal.Signals(byte[0]).name}: finishing the iteration; a second signal stops at once")
+            self._say(f"{signal.Signals(byte[0]).name}: finishing the iteration; a second signal stops at once", sys.stderr)
         os.close(self._read)
 
     def _exit(self, how: str, number: int) -> None:
         # No cleanup: the main thread may be inside a compiler. Every file that matters is renamed into place.
         how_to_resume = self.how_to_resume()
-        self._say(f"{how}; {how_to_resume or 'nothing is written yet'}")
+        file = sys.__stderr__ or sys.stderr  # a live display puts what it is told above itself, and will not live on
+        self._say(f"{how}; {how_to_resume or 'nothing is written yet'}", file, start="\n" if file.isatty() else "")
         os._exit(STOPPED if how_to_resume else KILLED + number)
 
     @staticmethod
-    def _say(text: str) -> None:
-        os.write(sys.stderr.fileno(), f"\nreppo: {text}\n".encode())
+    def _say(text: str, file: TextIO, start: str = "") -> None:
+        with contextlib.suppress(OSError, ValueError):  # nobody may be listening any more
+            print(f"{start}reppo: {text}", file=file, flush=True)
