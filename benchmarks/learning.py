@@ -1,8 +1,8 @@
 """Returns and seconds of `reppo train`, as a user runs it.
 
     python benchmarks/learning.py quickstart     # the default task, each seed from a cold start; results/quickstart.csv
-    python benchmarks/learning.py tasks          # the `cpu` preset, untouched, on several tasks; results/tasks.csv, tasks_curves.csv
-    python benchmarks/learning.py samples        # S, action samples of the targets; results/samples.csv, samples_curves.csv
+    python benchmarks/learning.py tasks          # the `cpu` preset, untouched, on several tasks; results/tasks*.csv
+    python benchmarks/learning.py samples        # S, action samples of the targets; results/samples*.csv
 
 Every seed that is started is in the table. Rows that are there already are kept, so an interrupted benchmark goes on.
 Seconds are those of the whole process, from its start to its end: imports, compilation, evaluations and files included.
