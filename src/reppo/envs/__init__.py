@@ -79,6 +79,8 @@ def _nearest(word: str, names: list[str]) -> str:
 def _unknown(env: str) -> str:
     """Why a name is no environment; a bare task name is looked for in the installed suites."""
     suite_name, colon, _ = env.partition(":")
+    if suite_name in SUITES:
+        return f"{env!r} names no task of {suite_name}, as in {suite_name}:Task; `reppo envs {suite_name}` lists them"
     if colon:
         return f"no suite {suite_name!r}{_nearest(suite_name, list(SUITES))}"
     candidates = [f"{s}:{n}" for s, suite in SUITES.items() if not missing(suite) for n in suite.adapter().names()]

@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from reppo.config import ConfigError
 from reppo.envs.base import Env, Transition
 from reppo.types import PyTree, TimeStep
 
@@ -75,6 +76,29 @@ def sound_state(state: PyTree, first: PyTree, num_rows: int) -> jax.Array:
     return all_rows([jnp.isfinite(x) | ~jnp.isfinite(y) for x, y in pairs if is_floating(x)], num_rows)
 
 
+def check_kept(name: str, what: str, old: PyTree, new: PyTree) -> None:
+    """Raise `ConfigError` where a step returns another structure, shape or type than a reset; both ``[N, ...]``."""
+    if jax.tree.structure(old) != jax.tree.structure(new):
+        raise ConfigError(
+            f"{name}: step returns {what} of another structure than reset: {jax.tree.structure(new)}, not "
+            f"{jax.tree.structure(old)}"
+        )
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(old), jax.tree.leaves(new), strict=True):
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            found, expected = (f"{x.dtype}{list(x.shape[1:])}" for x in (b, a))
+            place = f"{what}{jax.tree_util.keystr(path)}"
+            raise ConfigError(f"{name}: step returns {place} as {found}, reset as {expected}; they must agree")
+
+
+def check_transition(name: str, before: Any, obs: PyTree, after: Any, transition: Transition) -> None:
+    """Raise `ConfigError` for a step that no loop can take, while it is traced; leaves ``[N, ...]``."""
+    check_kept(name, "state", before, after)
+    check_kept(name, "obs", obs, transition.obs)
+    for what, value in (("reward", transition.reward), ("terminated", transition.terminated)):
+        if jnp.ndim(value) != 1:
+            raise ConfigError(f"{name}: step returns {what} with shape {list(jnp.shape(value)[1:])}; it must be a scalar")
+
+
 class AutoReset:
     """A `reppo.types.VectorEnv` of ``num_envs`` copies of a JAX environment.
 
@@ -126,9 +150,9 @@ class AutoReset:
         are replaced so that they can reach nothing, and only that environment is reset.
         """
         key_step, key_reset = jax.random.split(key)
-        env, (next_obs, reward, terminated) = jax.vmap(self.env.step)(
-            state.env, self.scale(action), jax.random.split(key_step, self.num_envs)
-        )
+        env, transition = jax.vmap(self.env.step)(state.env, self.scale(action), jax.random.split(key_step, self.num_envs))
+        next_obs, reward, terminated = transition = Transition(*transition)
+        check_transition(self.env.name, state.env, state.obs, env, transition)
         reward = reward.astype(jnp.float32)
         valid = sound_numbers((next_obs, reward), self.num_envs) & sound_state(env, state.first.env, self.num_envs)
         next_obs = where_rows(valid, next_obs, state.obs)

@@ -1,0 +1,421 @@
+"""Environments by name and from files, what is refused, and the adapters against their simulators' own steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import TINY, Array
+
+from reppo import envs
+from reppo.config import Config, ConfigError
+from reppo.envs import probes
+from reppo.envs.autoreset import AutoReset
+from reppo.envs.base import Env, Transition
+from reppo.envs.brax_style import BraxStyle
+from reppo.envs.spec import EnvSpec, resolve, suggest_keys
+
+# ------------------------------------------------------------------------------------------- adapters
+
+N = 2
+
+
+class Steps(NamedTuple):
+    """What an adapter and what its simulator said in ``T`` steps from the same states; leaves ``[T, N, ...]``."""
+
+    obs: Array  #: before the step
+    next_obs: Array
+    after: Array  #: what the policy sees next
+    reward: Array
+    terminated: Array
+    truncated: Array
+    own_obs: Array  #: the simulator's own successor
+    own_reward: Array
+    own_done: Array
+    first_obs: Array  #: ``[N, D]``
+
+
+def compare(env: Env, own_step: Any, episode_length: int, actions: Array) -> Steps:
+    """Step an adapter with resets and, from the same states, its simulator by hand, in one program."""
+    vector_env = AutoReset(env, N, episode_length)
+
+    @jax.jit
+    def run(key: jax.Array, actions: jax.Array) -> Any:
+        def step(state: Any, inputs: Any) -> Any:
+            key, action = inputs
+            keys = jax.random.split(jax.random.split(key)[0], N)  # as `AutoReset.step_alone` documents
+            own = jax.vmap(own_step)(state.env, vector_env.scale(action), keys)
+            after, row = vector_env.step(state, action, key)
+            ends = row.reward, row.terminated, row.truncated
+            return after, (state.obs, row.next_obs, row.obs, *ends, *own)
+
+        start = vector_env.begin(vector_env.first(key))
+        return *jax.lax.scan(step, start, (jax.random.split(key, len(actions)), actions))[1], start.obs
+
+    return Steps(*jax.device_get(run(jax.random.key(0), jnp.asarray(actions, jnp.float32))))
+
+
+def check(steps: Steps, episode_length: int) -> None:
+    """What holds for every adapter."""
+    np.testing.assert_allclose(steps.next_obs, steps.own_obs, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(steps.reward, steps.own_reward, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(steps.terminated, steps.own_done.astype(bool))
+    assert not (steps.terminated & steps.truncated).any()
+    done = steps.terminated | steps.truncated
+    for n in range(N):
+        elapsed = 0
+        for t in range(len(done)):
+            elapsed += 1
+            assert steps.truncated[t, n] == (elapsed == episode_length and not steps.terminated[t, n])
+            follows = steps.first_obs[n] if done[t, n] else steps.next_obs[t, n]
+            np.testing.assert_array_equal(steps.after[t, n], follows)
+            if t + 1 < len(done):
+                np.testing.assert_array_equal(steps.obs[t + 1, n], follows)
+            elapsed = 0 if done[t, n] else elapsed
+    # The claim is worth something only where the two differ.
+    assert (np.abs(steps.next_obs - steps.after)[done].max(-1) > 1e-4).all()
+
+
+def own_brax_step(env: Env) -> Any:
+    assert isinstance(env, BraxStyle)
+    inner = env.inner
+
+    def step(state: Any, action: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        del key
+        state = inner.step(state, action)
+        return state.obs, state.reward, state.done
+
+    return step
+
+
+def test_playground_keeps_the_true_successor() -> None:
+    env = envs.make("playground:CartpoleBalance")
+    actions = np.tile(np.array([[[0.8], [-0.5]]]), (5, 1, 1))
+    steps = compare(env, own_brax_step(env), 2, actions)
+    check(steps, 2)
+    assert steps.truncated.sum() == 2 * N
+    assert env.episode_length == 1000
+    assert env.spec().value_range == (0.0, 150.0)
+    assert env.spec().obs_size(()) == 5
+
+
+def test_brax_terminates_and_truncates() -> None:
+    # Pushed with all its might the pole falls; with nothing it stays up beyond the limit.
+    env = envs.make("brax:inverted_pendulum")
+    actions = np.tile(np.array([[[1.0], [0.0]]]), (30, 1, 1))
+    steps = compare(env, own_brax_step(env), 12, actions)
+    check(steps, 12)
+    assert steps.terminated[:, 0].any()
+    assert steps.truncated[:, 1].sum() == 2
+    assert not steps.terminated[:, 1].any()
+
+
+def test_gymnax_equals_the_pendulum_by_hand() -> None:
+    env = envs.make("gymnax:Pendulum-v1")
+    assert (env.spec().action_low, env.spec().action_high, env.episode_length) == (-2.0, 2.0, 200)
+
+    def own_step(state: Any, action: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        # Gymnasium's Pendulum-v1: g = 10, m = l = 1, dt = 0.05; the cost is that of the state before the step.
+        angle, velocity, torque = state.theta, state.theta_dot, action[0]
+        wrapped = (angle + jnp.pi) % (2 * jnp.pi) - jnp.pi
+        cost = wrapped**2 + 0.1 * velocity**2 + 0.001 * torque**2
+        velocity = jnp.clip(velocity + (15.0 * jnp.sin(angle) + 3.0 * torque) * 0.05, -8.0, 8.0)
+        angle = angle + velocity * 0.05
+        return jnp.stack([jnp.cos(angle), jnp.sin(angle), velocity]), -cost, jnp.array(False)
+
+    actions = np.linspace(-1, 1, 8 * N).reshape(8, N, 1)
+    steps = compare(env, own_step, 3, actions)
+    check(steps, 3)
+    assert steps.truncated.sum() == 2 * N
+
+
+def test_every_gymnax_task_has_what_training_needs() -> None:
+    for name in envs.SUITES["gymnax"].adapter().names():
+        spec = resolve(envs.make(f"gymnax:{name}").spec(), Config())
+        assert spec.value_range is not None
+        assert (spec.action_low < spec.action_high).all()
+
+
+@dataclasses.dataclass
+class FakeState:
+    info: Any
+
+    def replace(self, info: Any) -> FakeState:
+        return FakeState(info)
+
+
+def test_a_key_inside_a_brax_state_is_replaced() -> None:
+    env = BraxStyle(Named("inner"), "fake", 10, None)
+    key = jax.random.key(3)
+    for rng in (jax.random.key(0), jax.random.PRNGKey(0)):
+        after = env.reseed(FakeState({"rng": rng, "steps": 1}), key).info
+        assert after["steps"] == 1
+        assert after["rng"].dtype == rng.dtype
+        assert after["rng"].shape == rng.shape
+        data = jax.random.key_data(after["rng"]) if rng.ndim == 0 else after["rng"]
+        np.testing.assert_array_equal(data, jax.random.key_data(key))
+    for without in (FakeState({"steps": 1}), FakeState(None)):
+        assert env.reseed(without, key) is without
+
+
+class Named:
+    """As much of a Brax environment as the adapter looks at."""
+
+    action_size = 2
+    observation_size = 3
+
+    def __init__(self, name: str = ""):
+        self.name = name
+
+    def reset(self, key: jax.Array) -> Any: ...
+
+    def step(self, state: Any, action: jax.Array) -> Any: ...
+
+
+# ------------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize("name", probes.names())
+def test_probes_are_made_by_name(name: str) -> None:
+    env = envs.make(f"probe:{name}")
+    assert env.name == f"probe:{name}"
+    assert isinstance(env, probes.PROBES[name])
+
+
+@pytest.mark.parametrize("how", [probes.TargetReach, probes.TargetReach(), lambda: probes.TargetReach()])
+def test_an_environment_from_python(how: Any) -> None:
+    env = envs.make(how)
+    assert isinstance(env, probes.TargetReach)
+    assert env.name == "TargetReach"
+
+
+def test_suites_know_their_tasks() -> None:
+    names = {suite: envs.SUITES[suite].adapter().names() for suite in envs.SUITES}
+    assert {"CartpoleBalance", "CheetahRun", "HumanoidWalk", "PendulumSwingup"} <= set(names["playground"])
+    assert {"ant", "halfcheetah"} <= set(names["brax"])
+    assert "Pendulum-v1" in names["gymnax"]
+    assert all(list_ == sorted(list_) for list_ in names.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("playground:CheetahRum", "playground has no task 'CheetahRum'; did you mean CheetahRun"),
+        ("probe:targetreach", "did you mean TargetReach?"),
+        ("probe:zzzzzz", "probe has no task 'zzzzzz'; `reppo envs` lists them"),
+        ("playgroud:CheetahRun", "no suite 'playgroud'; did you mean playground?"),
+        ("zzz:CheetahRun", "no suite 'zzz'; `reppo envs` lists them"),
+        ("cheetahrun", "an environment is named suite:Task; did you mean playground:CheetahRun?"),
+        ("CheetahRum", "an environment is named suite:Task, got 'CheetahRum'; did you mean playground:CheetahRun"),
+        ("probe:", "'probe:' names no task of probe, as in probe:Task; `reppo envs probe` lists them"),
+        ("brax", "'brax' names no task of brax"),
+        ("", "an environment is named suite:Task, got ''; `reppo envs` lists them"),
+    ],
+)
+def test_names_that_do_not_exist_are_answered_with_the_nearest(name: str, says: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        envs.make(name)
+    assert says in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_suite_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = dataclasses.replace(envs.SUITES["brax"], package="no_such_package")
+    monkeypatch.setitem(envs.SUITES, "brax", absent)
+    with pytest.raises(ConfigError, match=r"brax:ant needs no_such_package: pip install 'reppo\[brax\]'"):
+        envs.make("brax:ant")
+
+
+# ------------------------------------------------------------------------------------------- files
+
+OWN = """
+import jax.numpy as jnp
+import reppo
+
+class Mine(reppo.Env):
+    action_size = 1
+    value_range = (0.0, 1.0)
+
+    def reset(self, key):
+        return jnp.zeros(2), jnp.zeros(2)
+
+    def step(self, state, action, key):
+        return state, reppo.Transition(state, action[0], False)
+
+def short():
+    env = Mine()
+    env.episode_length = 7
+    return env
+
+nothing = lambda: 42
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    return path
+
+
+def test_an_environment_from_a_file(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(own.parent)
+    env = envs.make("own.py:Mine")
+    assert env.name == f"{own}:Mine", "a name that makes it again, from anywhere"
+    assert type(envs.make(env.name)).__name__ == "Mine"
+    assert envs.make("own.py:short").episode_length == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("absent.py:Mine", "no file absent.py"),
+        ("own.py:Mime", "own.py defines no 'Mime'; did you mean Mine?"),
+        ("own.py", "name the environment: own.py:Mine"),
+        ("own.py:nothing", "own.py:nothing made a int, which is neither a reppo.Env nor a Brax environment"),
+        ("own.py:OWN", "own.py defines no 'OWN'"),
+        ("broken.py:Mine", "broken.py could not be imported: SyntaxError"),
+        ("raises.py:Mine", "raises.py could not be imported: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_files_that_cannot_be_used(own: Path, monkeypatch: pytest.MonkeyPatch, name: str, says: str) -> None:
+    monkeypatch.chdir(own.parent)
+    Path("broken.py").write_text("class Mine(:")
+    Path("raises.py").write_text("1 / 0")
+    with pytest.raises(ConfigError) as refusal:
+        envs.make(name)
+    assert says in str(refusal.value)
+
+
+# ------------------------------------------------------------------------------------------- specs
+
+
+def spec_of(observation: Any, value_range: tuple[float, float] | None = (0.0, 1.0)) -> EnvSpec:
+    actor_keys, critic_keys = suggest_keys(observation)
+    low = -np.ones(2, np.float32)
+    return EnvSpec("here", observation, 2, low, -low, 100, value_range, actor_keys, critic_keys)
+
+
+def vector(size: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((size,), dtype)
+
+
+DICT = {"state": vector(3), "privileged_state": vector(5), "command": vector(2)}
+
+
+def test_the_critic_sees_everything_and_the_actor_what_is_not_privileged() -> None:
+    spec = resolve(spec_of(DICT), Config())
+    assert spec.actor_keys == ("command", "state")
+    assert spec.critic_keys == ("command", "privileged_state", "state")
+    assert (spec.obs_size(spec.actor_keys), spec.obs_size(spec.critic_keys)) == (5, 10)
+    chosen = resolve(spec_of(DICT), Config(actor_obs=("state",), critic_obs=("state", "command")))
+    assert (chosen.actor_keys, chosen.critic_keys) == (("state",), ("state", "command"))
+
+
+def test_the_configuration_completes_the_spec() -> None:
+    spec = resolve(spec_of(vector(3)), Config())
+    assert (spec.value_range, spec.episode_length) == ((0.0, 1.0), 100)
+    spec = resolve(spec_of(vector(3)), Config(v_min=-2.0, episode_length=7))
+    assert (spec.value_range, spec.episode_length) == ((-2.0, 1.0), 7)
+    assert resolve(spec_of(vector(3), None), Config(v_min=0.0, v_max=3.0)).value_range == (0.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "config", "says"),
+    [
+        (spec_of(jax.ShapeDtypeStruct((3, 2), np.float32)), Config(), "entry 'observation' is float32[3, 2]"),
+        (spec_of(vector(3, np.int32)), Config(), "is int32[3]; it must be a float vector"),
+        (spec_of(jax.ShapeDtypeStruct((), np.float32)), Config(), "is float32[]"),
+        (spec_of({"a": {"b": vector(3)}}), Config(), "entry 'a' is a dict; use arrays, or one flat dict of arrays"),
+        (spec_of(DICT), Config(actor_obs=("stat",)), "has no observation entry 'stat'; it has command, privileged_state"),
+        (spec_of(vector(3)), Config(critic_obs=("state",)), "this one is an array"),
+        (spec_of(vector(3), None), Config(), "set v_min and v_max"),
+        (spec_of(vector(3), None), Config(v_min=0.0), "set v_min and v_max"),
+        (spec_of(vector(3)), Config(v_min=2.0), "v_min must be below v_max, got [2.0, 1.0]"),
+    ],
+)
+def test_specs_that_cannot_be_trained(spec: EnvSpec, config: Config, says: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        resolve(spec, config)
+    assert says in str(refusal.value)
+    assert str(refusal.value).startswith("here")
+
+
+# ------------------------------------------------------------------------------------------- steps that no loop can take
+
+
+class Sound(Env):
+    action_size = 1
+    value_range = (0.0, 1.0)
+
+    def reset(self, key: jax.Array) -> tuple[Any, Any]:
+        return {"x": jnp.zeros(2), "count": 0}, jnp.zeros(3)
+
+    def step(self, state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, Transition]:
+        return {**state, "count": state["count"] + 1}, Transition(jnp.zeros(3), jnp.zeros(()), jnp.array(False))
+
+
+def returning(name: str, state: Any = None, **changes: Any) -> Env:
+    def step(self: Env, before: Any, action: jax.Array, key: jax.Array) -> tuple[Any, Transition]:
+        after, transition = Sound.step(self, before, action, key)  # pyright: ignore[reportArgumentType]
+        return (after if state is None else {**after, **state}), transition._replace(**changes)
+
+    return type(name, (Sound,), {"step": step})()
+
+
+@functools.cache
+def traced(env: Env) -> None:
+    vector_env = AutoReset(env, N, 10)
+
+    def two_steps(key: jax.Array) -> Any:
+        state = vector_env.begin(vector_env.first(key))
+        return jax.lax.scan(lambda s, _: (vector_env.step(s, jnp.zeros((N, 1)), key)[0], None), state, length=2)
+
+    jax.eval_shape(two_steps, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        (returning("Shape", obs=jnp.zeros(2)), "Shape: step returns obs as float32[2], reset as float32[3]"),
+        (returning("Kind", obs=jnp.zeros(3, int)), "Kind: step returns obs as int32[3], reset as float32[3]"),
+        (returning("Tree", obs={"a": jnp.zeros(3)}), "Tree: step returns obs of another structure than reset"),
+        (returning("Pay", reward=jnp.zeros(1)), "Pay: step returns reward with shape [1]; it must be a scalar"),
+        (returning("End", terminated=jnp.zeros(2, bool)), "End: step returns terminated with shape [2]"),
+        (returning("State", {"x": jnp.zeros(2, int)}), "State: step returns state['x'] as int32[2], reset as float32[2]"),
+        (returning("More", {"y": 1.0}), "More: step returns state of another structure than reset"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Env) else "",
+)
+def test_a_step_of_another_shape_than_the_reset_is_refused(env: Env, says: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        traced(env)
+    assert str(refusal.value).startswith(says)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "env",
+    [Sound(), returning("Numbers", reward=1, terminated=False), returning("Flags", terminated=jnp.array(0.0))],
+    ids=lambda env: env.name,
+)
+def test_plain_numbers_are_welcome(env: Env) -> None:
+    traced(env)
+
+
+def test_a_first_observation_that_is_not_finite_is_refused_before_training() -> None:
+    from reppo.loop import train
+
+    class Bad(Sound):
+        def reset(self, key: jax.Array) -> tuple[Any, Any]:
+            state, obs = super().reset(key)
+            return state, obs.at[1].set(jnp.nan)
+
+    with pytest.raises(ConfigError, match=r"Bad: obs\[1\] of environment 0 is nan right after reset"):
+        train(Bad(), TINY)
