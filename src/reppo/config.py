@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
+import sys
 import types
 from collections.abc import Collection
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -157,9 +157,6 @@ class Config:
         for name in values.keys() ^ hints.keys():
             raise ConfigError(f"{source}: {'option missing' if name in hints else 'unknown option'}: {name}")
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        for name, value in values.items():
-            if not _is_a(value, hints[name]):
-                raise ConfigError(f"{source}: {name} cannot be {value!r}")
         config = cls(**values)
         try:
             config.validate()
@@ -169,14 +166,21 @@ class Config:
 
     def validate(self) -> None:
         """Raise `ConfigError` at the first value that cannot be trained with."""
+        for name, hint in get_type_hints(type(self)).items():
+            if not _is_a(getattr(self, name), hint):
+                choices = f"; it is one of {', '.join(get_args(hint))}" if get_origin(hint) is Literal else ""
+                raise ConfigError(f"{name} cannot be {getattr(self, name)!r}{choices}")
         positive = (
-            "total_steps num_envs num_steps num_minibatches num_epochs target_samples kl_samples kl_bound initial_alpha "
-            "initial_beta actor_width critic_width actor_layers learning_rate dual_learning_rate max_grad_norm "
-            "eval_episodes num_evals checkpoint_minutes keep_checkpoints"
+            "total_steps num_envs num_steps num_minibatches num_epochs target_samples estimator_samples kl_samples kl_bound "
+            "initial_alpha initial_beta actor_width critic_width actor_layers learning_rate dual_learning_rate "
+            "max_grad_norm episode_length eval_episodes num_evals checkpoint_minutes keep_checkpoints"
         )
         for name in positive.split():
-            if not getattr(self, name) > 0:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("aux_weight", "min_std", "actor_output_scale"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.batch_size % self.num_minibatches:
             raise ConfigError(
                 f"num_minibatches ({self.num_minibatches}) must divide num_envs * num_steps "
@@ -206,7 +210,7 @@ def _is_a(value: Any, hint: Any) -> bool:
     if isinstance(hint, types.UnionType):
         return any(_is_a(value, option) for option in get_args(hint))
     if hint is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max  # no NaN, no infinity, no larger int
     return type(value) is hint
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,12 @@ from reppo.nets import NORM_EPSILON
 from reppo.normalizer import EPSILON
 
 FORMAT = "reppo-policy-1"
+
+#: What NumPy, zipfile, json and our own reading raise for a file that is something else, or has been altered.
+UNREADABLE = (
+    ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, NotImplementedError, OSError, EOFError,
+    zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
 
 
 def save_policy(path: Path, policy: Any, spec: EnvSpec) -> None:
@@ -72,6 +80,18 @@ class SavedPolicy:
         self.min_std: float = meta["min_std"]
         self._layers: int = meta["layers"]
         self._arrays = arrays
+        for name, shape in self._shapes().items():
+            if arrays[name].dtype != np.float32 or arrays[name].shape != shape:
+                raise ConfigError(f"its {name} is {arrays[name].dtype}{list(arrays[name].shape)}, not float32{list(shape)}")
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape that every array has if the file is whole."""
+        sizes = [self.obs_size, *(len(self._arrays[f"bias{i}"]) for i in range(self._layers))]
+        shapes: dict[str, tuple[int, ...]] = {"mean": (sizes[0],), "var": (sizes[0],)}
+        for i, size in enumerate(sizes[1:]):
+            shapes |= {f"weight{i}": (sizes[i], size), f"bias{i}": (size,)}
+            shapes |= {name: (size,) for name in (f"gain{i}", f"shift{i}") if name in self._arrays}
+        return {**shapes, "action_low": (sizes[-1] // 2,), "action_high": (sizes[-1] // 2,)}
 
     @property
     def action_size(self) -> int:
@@ -148,5 +168,5 @@ def load_policy(path: str | os.PathLike[str]) -> SavedPolicy:
             return SavedPolicy({name: file[name] for name in file.files})
     except ConfigError as error:
         raise ConfigError(f"{path} is not a policy of this program: {error}") from None
-    except (ValueError, KeyError, OSError, EOFError, AttributeError, zipfile.BadZipFile, NotImplementedError) as error:
+    except UNREADABLE as error:
         raise ConfigError(f"{path} is not a policy of this program, or is damaged ({type(error).__name__})") from error
