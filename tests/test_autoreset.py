@@ -206,7 +206,7 @@ def test_new_first_states_wait_for_the_next_episode() -> None:
     first = compiled("first")(jax.random.key(1))
     new = [x for x, _ in where(first.obs)]
     assert not set(old) & set(new)
-    state = compiled("refresh")(state, first)
+    state, _ = compiled("refresh")(state, first)
     assert where(state.obs) == [(x, 1) for x in old]
     state, row = step(state, [GO, TERMINATE, GO])
     assert where(row.next_obs) == [(x, 2) for x in old]
@@ -294,7 +294,7 @@ def simulate(key: jax.Array, stagger: jax.Array, refresh: jax.Array, events: jax
         new, key, event = row
         first: First = env.first(key)
         chosen = jax.tree.map(lambda a, b: jnp.where(new, a, b), first, state.first)
-        state, timestep = env.step(env.refresh(state, chosen), action(event), key)
+        state, timestep = env.step(env.refresh(state, chosen)[0], action(event), key)
         return state, (chosen.obs["where"][:, 0], timestep)
 
     start = env.begin(env.first(keys[0]), stagger)

@@ -15,7 +15,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 import threading
@@ -27,10 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from reppo.config import ConfigError
+from reppo.files import PARTIAL, sync
 from reppo.types import PyTree
 
 FORMAT = "reppo-checkpoint-1"
-PARTIAL = ".partial"  #: suffix of a directory that is being written
 REMOVED = ".removed"  #: suffix of one that is being deleted
 DAMAGED = ".damaged"  #: suffix of one that a resumed run has passed over
 EVALUATED = "-evaluated"  #: suffix of a checkpoint taken after the evaluation at its step
@@ -202,15 +201,6 @@ def _canonical(manifest: dict[str, Any]) -> bytes:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Have a file, or the names in a directory, on the disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Saver:

@@ -278,18 +278,18 @@ def described_suite(suite: envs.Suite) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class ReproArgs:
-    """Make again the environment step that returned numbers which are not finite.
+    """Make again the environment step or the update that had numbers which are not finite.
 
     Examples:
       reppo repro runs/MyEnv-20260131-142500/fault-000000008192-seed0.npz
     """
 
     file: Positional[Path]
-    """A reproduction file, which a run writes at the first such step of a seed."""
+    """A reproduction file, which a run writes at the first such step and the first such update of a seed."""
 
 
 def repro(args: ReproArgs) -> None:
-    with working("compiling one step"):
+    with working("compiling"):
         outcome = faults.replay(args.file)
     print(outcome)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from reppo import evaluate
 from reppo.config import Config, ConfigError
-from reppo.envs.autoreset import AutoReset, First
+from reppo.envs.autoreset import LARGEST, AutoReset, First
 from reppo.envs.base import Env
 from reppo.envs.spec import EnvSpec
 from reppo.evaluate import Episodes
@@ -54,6 +54,15 @@ class Collected(NamedTuple):
     rows: Rollout
     episodes: Metrics  #: ``episode_return``, ``episode_length`` and whether ``episode_done``
     fault: Fault | None  #: the first step of every seed that was no transition, ``[K]``, where it can be made again
+    invalid_resets: Any  #: first states that were not finite, and are not used, ``[K]``
+
+
+class Evaluation(NamedTuple):
+    """Fresh greedy episodes, ``[K, episodes]`` each."""
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    broken: np.ndarray  #: whether numbers that were not finite ended it early
 
 
 class Collector(Protocol):
@@ -76,17 +85,15 @@ class Collector(Protocol):
         """Roll out the policies of a learner's state, leaves ``[K, ...]``, from where the last rollout ended."""
         ...
 
-    def evaluate(
-        self, state: PyTree, episodes: int, seed: int, interrupt: Interrupt | None
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Greedy returns and lengths of fresh episodes, ``[K, episodes]`` each; None where ``interrupt`` asked to stop."""
+    def evaluate(self, state: PyTree, episodes: int, seed: int, interrupt: Interrupt | None) -> Evaluation | None:
+        """Greedy, fresh episodes; None where ``interrupt`` asked to stop."""
 
     def close(self) -> None:
         """Give back what the environments hold; they are of no use afterwards."""
 
 
 class FirstEpisodes:
-    """Returns and lengths of the first episode of each environment, arrays of one shape; what follows it is left out.
+    """The first episode of each environment, arrays of one shape; what follows it is left out.
 
     Every environment counts once: counting all episodes that end within some time would count the short ones more often.
     """
@@ -94,13 +101,15 @@ class FirstEpisodes:
     def __init__(self, shape: tuple[int, ...]):
         self.returns = np.zeros(shape)
         self.lengths = np.zeros(shape, int)
+        self.broken = np.zeros(shape, bool)
         self.running = np.ones(shape, bool)
 
-    def add(self, reward: np.ndarray, over: np.ndarray) -> None:
-        """One step of every environment, and whether it was an episode's last."""
+    def add(self, reward: np.ndarray, over: np.ndarray, broken: np.ndarray) -> None:
+        """One step of every environment, whether it was an episode's last, and whether that is for its numbers."""
         self.returns += np.where(self.running, reward, 0.0)
         self.lengths += self.running
-        self.running &= ~over
+        self.broken |= self.running & broken
+        self.running &= ~(over | broken)
 
 
 # --------------------------------------------------------------------------------------------- environments in JAX
@@ -131,7 +140,7 @@ class Programs:
 
     first: Callable[..., First]
     begin: Callable[..., PyTree]
-    refresh: Callable[..., PyTree]
+    refresh: Callable[..., tuple[PyTree, jax.Array]]
     rollout: Callable[..., tuple[PyTree, Rollout, Metrics, Fault]]
     begin_evaluation: Callable[..., Episodes]
     evaluate: Callable[..., Episodes]
@@ -195,26 +204,22 @@ class JaxCollector:
     def collect(self, state: PyTree, iteration: int) -> Collected:
         key = self.keys(Stream.ITERATION, iteration, 0)
         self.env_state, rows, episodes, fault = self.programs.rollout(state, self.env_state, key)
+        invalid_resets = np.zeros(self.num_seeds)
         if (iteration + 1) % self.refresh_period == 0:
             first = self.programs.first(self.keys(Stream.FIRST, iteration + 1))
-            self.env_state = self.programs.refresh(self.env_state, first)
-        return Collected(rows, episodes, fault)
+            self.env_state, invalid_resets = self.programs.refresh(self.env_state, first)
+        return Collected(rows, episodes, fault, invalid_resets)
 
-    def evaluate(
-        self, state: PyTree, episodes: int, seed: int, interrupt: Interrupt | None
-    ) -> tuple[np.ndarray, np.ndarray] | None:
+    def evaluate(self, state: PyTree, episodes: int, seed: int, interrupt: Interrupt | None) -> Evaluation | None:
         batches = []
         for i in range(-(-episodes // self.eval_env.num_envs)):
             batch = self._evaluate_batch(state, i, seed, interrupt)
             if batch is None:
                 return None
             batches.append(batch)
-        returns, lengths = (np.concatenate(parts, 1)[:, :episodes] for parts in zip(*batches, strict=True))
-        return returns, lengths
+        return Evaluation(*(np.concatenate(parts, 1)[:, :episodes] for parts in zip(*batches, strict=True)))
 
-    def _evaluate_batch(
-        self, state: PyTree, batch: int, seed: int, interrupt: Interrupt | None
-    ) -> tuple[np.ndarray, np.ndarray] | None:
+    def _evaluate_batch(self, state: PyTree, batch: int, seed: int, interrupt: Interrupt | None) -> Evaluation | None:
         """The first episode of every evaluation environment."""
         episodes = self.programs.begin_evaluation(self.programs.first(self.keys(Stream.EVALUATION, seed, batch, 0)))
         for part in itertools.count(1):
@@ -222,7 +227,7 @@ class JaxCollector:
                 return None
             episodes = self.programs.evaluate(state, episodes, self.keys(Stream.EVALUATION, seed, batch, part))
             if not np.asarray(episodes.running).any():
-                return np.asarray(episodes.returns), np.asarray(episodes.lengths)
+                return Evaluation(*(np.asarray(x) for x in (episodes.returns, episodes.lengths, episodes.broken)))
         raise AssertionError("unreachable")
 
     def close(self) -> None:
@@ -232,8 +237,8 @@ class JaxCollector:
 def check_first_observations(name: str, obs: PyTree) -> None:
     """Raise `ConfigError` for the first observation that is not finite; leaves ``[K, N, D]``."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(obs):
-        bad = np.argwhere(~np.isfinite(np.asarray(leaf)))
+        bad = np.argwhere(~(np.abs(np.asarray(leaf)) <= LARGEST))
         if len(bad):
             _, env, *index = bad[0]
-            entry = f"obs{jax.tree_util.keystr(path)}{[int(i) for i in index]}"
-            raise ConfigError(f"{name}: {entry} of environment {env} is {np.asarray(leaf)[tuple(bad[0])]} right after reset")
+            entry, value = f"obs{jax.tree_util.keystr(path)}{[int(i) for i in index]}", np.asarray(leaf)[tuple(bad[0])]
+            raise ConfigError(f"{name}: {entry} of environment {env} is {value:g} right after reset")

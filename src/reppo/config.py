@@ -142,6 +142,11 @@ class Config:
         return self.num_envs * self.num_steps
 
     @property
+    def num_updates(self) -> int:
+        """Minibatches per iteration, ``E M``."""
+        return self.num_epochs * self.num_minibatches
+
+    @property
     def num_iterations(self) -> int:
         """Iterations of the run: enough to reach ``total_steps``."""
         return -(-self.total_steps // self.batch_size)

@@ -27,12 +27,13 @@ class Episodes(eqx.Module):
     returns: jax.Array  #: reward so far
     lengths: jax.Array  #: steps so far
     running: jax.Array  #: whether the first episode still runs
+    broken: jax.Array  #: whether numbers that were not finite ended it early
 
 
 def begin(env: AutoReset, first: First) -> Episodes:
     """First episodes, none of which has made a step."""
     n = env.num_envs
-    return Episodes(env.begin(first), jnp.zeros(n), jnp.zeros(n, jnp.int32), jnp.ones(n, bool))
+    return Episodes(env.begin(first), jnp.zeros(n), jnp.zeros(n, jnp.int32), jnp.ones(n, bool), jnp.zeros(n, bool))
 
 
 def advance(env: AutoReset, action_of: Callable[[PyTree], jax.Array], episodes: Episodes, key: jax.Array) -> Episodes:
@@ -45,7 +46,8 @@ def advance(env: AutoReset, action_of: Callable[[PyTree], jax.Array], episodes: 
         env_state, timestep = env.step(now.env, action_of(now.env.obs), key)
         over = timestep.terminated | timestep.truncated | ~timestep.valid
         returns = now.returns + jnp.where(now.running, timestep.reward, 0.0)
-        return Episodes(env_state, returns, now.lengths + now.running, now.running & ~over), None
+        broken = now.broken | (now.running & ~timestep.valid)
+        return Episodes(env_state, returns, now.lengths + now.running, now.running & ~over, broken), None
 
     return jax.lax.scan(step, episodes, jax.random.split(key, CHUNK))[0]
 

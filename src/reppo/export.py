@@ -17,6 +17,7 @@ import numpy as np
 
 from reppo.config import ConfigError
 from reppo.envs.spec import EnvSpec
+from reppo.files import replacing
 from reppo.nets import NORM_EPSILON
 from reppo.normalizer import EPSILON
 
@@ -55,12 +56,8 @@ def save_policy(path: Path, policy: Any, spec: EnvSpec) -> None:
         "min_std": policy.actor.min_std,
     }
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    temporary = path.with_name(path.name + ".partial")
-    with open(temporary, "wb") as file:
+    with replacing(path) as file:
         np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 class SavedPolicy:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -27,6 +28,7 @@ class Stopped(Exception):
 class Interrupt:
     """A context that turns the first signal into `requested` and the second into an immediate exit.
 
+    Signals that the process was started to ignore, as a shell starts ``reppo train &``, stay ignored.
     Within `expendable`, where the state on disk is all there is to save, the first signal ends the process too.
     ``how_to_resume`` makes the end of the sentence that says so, from what is on disk then; None where that is nothing.
     """
@@ -43,7 +45,8 @@ class Interrupt:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._old_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        self._old_handlers = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        heeded = [number for number in self.SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._old_handlers = {number: signal.signal(number, self._handle) for number in heeded}
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
         return self
 
@@ -80,17 +83,26 @@ class Interrupt:
                 self.requested = self.requested or byte[0]
                 if self._expendable or seen > 1:
                     self._exit("stopped at once" if seen > 1 else "stopped", byte[0])
-            self._say(f"{signal.Signals(byte[0]).name}: finishing the iteration; a second signal stops at once", sys.stderr)
+            self._say(f"reppo: {signal.Signals(byte[0]).name}: finishing the iteration; a second signal stops at once")
         os.close(self._read)
+
+    @staticmethod
+    def _say(text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            if _listening(sys.stderr):
+                print(text, file=sys.stderr, flush=True)
 
     def _exit(self, how: str, number: int) -> None:
         # No cleanup: the main thread may be inside a compiler. Every file that matters is renamed into place.
         how_to_resume = self.how_to_resume()
         file = sys.__stderr__ or sys.stderr  # a live display puts what it is told above itself, and will not live on
-        self._say(f"{how}; {how_to_resume or 'nothing is written yet'}", file, start="\n" if file.isatty() else "")
+        with contextlib.suppress(OSError, ValueError):
+            if _listening(file):  # written past the file's buffer, whose lock another thread may hold
+                line = f"reppo: {how}; {how_to_resume or 'nothing is written yet'}\n"
+                os.write(file.fileno(), ("\n" * file.isatty() + line).encode())
         os._exit(STOPPED if how_to_resume else KILLED + number)
 
-    @staticmethod
-    def _say(text: str, file: TextIO, start: str = "") -> None:
-        with contextlib.suppress(OSError, ValueError):  # nobody may be listening any more
-            print(f"{start}reppo: {text}", file=file, flush=True)
+
+def _listening(file: TextIO) -> bool:
+    """Whether a file takes a line now: a full pipe that nobody reads must keep no process alive."""
+    return bool(select.select([], [file.fileno()], [], 0)[1])

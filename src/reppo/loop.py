@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import resource
@@ -22,14 +23,14 @@ import jax
 import numpy as np
 
 from reppo import checkpoint, envs, export, faults, run_directory
-from reppo.collector import Collector, JaxCollector, Keys, Stream, compile_over_seeds
+from reppo.collector import Collected, Collector, Evaluation, JaxCollector, Keys, Stream, compile_over_seeds
 from reppo.config import PRESETS, Config, ConfigError
 from reppo.envs.spec import EnvSpec, resolve
+from reppo.files import write_json
 from reppo.interrupt import Interrupt, Stopped
 from reppo.plot import plot_run, read_rows
 from reppo.provenance import provenance
-from reppo.reppo import make_learner
-from reppo.rollout import Fault
+from reppo.reppo import STEPS_PER_MINIBATCH, make_learner
 from reppo.run_directory import new_run_name as new_run_name
 from reppo.sinks import CsvSink, Event, Sink, TensorBoardSink
 from reppo.types import PyTree
@@ -49,8 +50,8 @@ class Run:
         evaluations: one row per seed and evaluation, as in ``evaluations.csv``.
         returns: newest greedy evaluation, ``[K, episodes]``.
         evaluated: whether the evaluation due at this iteration has been made.
-        faulty: seeds whose environments have returned numbers that are not finite.
-        notes: what the user should know before the run goes on.
+        reproduced: kind and seed of the reproduction files that there are, see `reppo.faults`.
+        notes: what the user has yet to be told.
     """
 
     def __init__(self, env: envs.Env, config: Config, seeds: Sequence[int], directory: Path | None):
@@ -61,14 +62,15 @@ class Run:
         self.key = Keys(self.seeds)
         self.collector: Collector = JaxCollector(env, self.spec, self.learner, config, self.key)
         self.init = compile_over_seeds(self.learner.init, len(self.seeds), [0])
-        self.update = compile_over_seeds(self.learner.update, len(self.seeds), [0, 0, 0], donate=(0,))
+        # The state is not donated: where a gradient is not finite, it takes the old one to make it again.
+        self.update = compile_over_seeds(self.learner.update, len(self.seeds), [0, 0, 0])
         self.history: list[dict[str, float]] = []
         self.evaluations: list[dict[str, float]] = []
         self.returns = np.full((len(self.seeds), 0), np.nan)
         self.iteration = 0
         self.evaluated = False
         self.notes: list[str] = []
-        self.faulty: set[int] = set()
+        self.reproduced: set[tuple[str, int]] = set()
         self._state: PyTree = None
 
     @functools.cached_property
@@ -124,12 +126,13 @@ class Run:
         """One iteration: roll out, update. Returns one row of metrics per seed."""
         began = time.perf_counter()
         collected = self.collector.collect(self._state, self.iteration)
-        self._state, metrics = self.update(self._state, collected.rows, self.key(Stream.ITERATION, self.iteration, 1))
+        before, key = self._state, self.key(Stream.ITERATION, self.iteration, 1)
+        self._state, metrics = self.update(before, collected.rows, key)
         self.iteration += 1
         self.evaluated = False
-        if collected.fault is not None:
-            self.save_fault(collected.fault)
-        rows = self._rows(jax.device_get(metrics), jax.device_get(collected.episodes))
+        metrics = jax.device_get({**metrics, "train/invalid_resets": collected.invalid_resets})
+        self._save_faults(collected, before, key, metrics["train/skipped_updates"])
+        rows = self._rows(metrics, jax.device_get(collected.episodes))
         for row in rows:
             row["time/seconds"] = clock.seconds
             row["time/steps_per_second"] = self.config.batch_size * len(self.seeds) / (time.perf_counter() - began)
@@ -148,10 +151,8 @@ class Run:
             rows.append(row)
         return rows
 
-    def evaluate(
-        self, episodes: int | None = None, seed: int = 0, interrupt: Interrupt | None = None
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Greedy returns and lengths of fresh episodes, ``[K, episodes]`` each; nothing of the run changes.
+    def evaluate(self, episodes: int | None = None, seed: int = 0, interrupt: Interrupt | None = None) -> Evaluation | None:
+        """Fresh greedy episodes; nothing of the run changes.
 
         None where ``interrupt`` asked to stop before they had ended.
         """
@@ -162,14 +163,14 @@ class Run:
         result = self.evaluate(interrupt=interrupt)
         if result is None:
             return None
-        self.returns, lengths = result
-        self.evaluated = True
+        self.returns, self.evaluated = np.asarray(result.returns, float), True
         rows = []
-        for seed, returns, length in zip(self.seeds, self.returns, lengths, strict=True):
+        for seed, returns, length, broken in zip(self.seeds, self.returns, result.lengths, result.broken, strict=True):
             row = {"seed": float(seed), "iteration": float(self.iteration), "env_steps": float(self.env_steps)}
             row |= {"eval/return": float(returns.mean()), "eval/return_std": float(returns.std())}
             row |= {"eval/return_min": float(returns.min()), "eval/return_max": float(returns.max())}
-            row |= {"eval/length": float(length.mean()), "eval/episodes": float(len(returns)), "time/seconds": clock.seconds}
+            row |= {"eval/length": float(length.mean()), "eval/episodes": float(len(returns))}
+            row |= {"eval/broken_episodes": float(broken.sum()), "time/seconds": clock.seconds}
             rows.append(row)
         self.evaluations += rows
         return Event("evaluations", rows)
@@ -187,16 +188,33 @@ class Run:
             path = self.directory / f"{table}.csv"
             rows[:] = read_rows(path) if path.is_file() else []
         # A fault after this iteration counts, too: it will be met again, and is in its file already.
-        self.faulty = {seed for seed in self.seeds if any(self.directory.glob(f"fault-*-seed{seed}.npz"))}
+        kinds = itertools.product(("fault", "gradient"), self.seeds)
+        self.reproduced = {(kind, seed) for kind, seed in kinds if any(self.directory.glob(f"{kind}-*-seed{seed}.npz"))}
 
-    def save_fault(self, fault: Fault) -> None:
-        """Write the reproduction file of a seed's first fault of this run; see `reppo.faults`."""
+    def _save_faults(self, collected: Collected, state: PyTree, key: jax.Array, skipped: np.ndarray) -> None:
+        """Tell of every seed's first fault of each kind, and write its reproduction file; see `reppo.faults`."""
+        fault = collected.fault
         for k, seed in enumerate(self.seeds):
-            if self.directory is None or not bool(fault.found[k]) or seed in self.faulty:
-                continue
-            self.faulty.add(seed)
-            path = self.directory / f"fault-{self.env_steps:012d}-seed{seed}.npz"
-            faults.save(path, jax.tree.map(lambda x, k=k: x[k], fault), self.description)
+            own = functools.partial(jax.tree.map, lambda x, k=k: x[k])
+            if fault is not None and bool(fault.found[k]) and ("fault", seed) not in self.reproduced:
+                what = f"environment {int(fault.index[k])} returned numbers that are not finite; such steps train nothing"
+                if path := self._reproduction("fault", seed, what):
+                    faults.save_step(path, own(fault), self.description)
+            if skipped[k] > 0 and ("gradient", seed) not in self.reproduced:
+                what = "a gradient is not finite; such steps of an optimiser are left out"
+                if path := self._reproduction("gradient", seed, what):
+                    faults.save_update(path, own(state), own(collected.rows), own(key), self.description)
+
+    def _reproduction(self, kind: str, seed: int, what: str) -> Path | None:
+        """Where a seed's reproduction file goes, None for a run without files; notes what happened."""
+        self.reproduced.add((kind, seed))
+        note = f"seed {seed}, at {self.env_steps:,} steps: {what}"
+        if self.directory is None:
+            self.notes.append(note)
+            return None
+        path = self.directory / f"{kind}-{self.env_steps:012d}-seed{seed}.npz"
+        self.notes.append(f"{note}; `reppo repro {path}` makes it again")
+        return path
 
     def save_policies(self) -> list[Path]:
         """Write every seed's policy into the run directory."""
@@ -318,7 +336,7 @@ def resume(
         run.recall()
         if config != saved_config:
             changed = {**description, "config": run.description["config"]}
-            run_directory.write_json(directory / "config.json", changed)
+            write_json(directory / "config.json", changed)
         return _drive(run, list(sinks), clock, interrupt)
 
 
@@ -401,7 +419,7 @@ def _drive(run: Run, sinks: list[Sink], clock: Clock, interrupt: Interrupt | Non
         if directory is not None:
             run.save_policies()
             plot_run(directory)
-            run_directory.write_json(directory / "summary.json", summary(run, clock.seconds))
+            write_json(directory / "summary.json", summary(run, clock.seconds))
     return run
 
 
@@ -487,8 +505,7 @@ def advance(run: Run, keeper: Keeper, clock: Clock, interrupt: Interrupt) -> Ite
     """Drive a run from where it is to its end; yields what happens, for the sinks."""
     points = evaluation_points(run.config)
     clipping = ClippedWarning(run)
-    for note in run.notes:
-        yield Event.warning(note)
+    yield from told(run.notes)
     with contextlib.ExitStack() as compiling:
         # Until the first iteration is done the process may be stopped at any moment: the disk has all that matters.
         compiling.enter_context(interrupt.expendable())
@@ -509,12 +526,14 @@ def advance(run: Run, keeper: Keeper, clock: Clock, interrupt: Interrupt) -> Ite
             elif keeper.due:
                 keeper.save()
             if run.iteration >= run.config.num_iterations:
+                yield from left_out(run)
                 return
             if interrupt.requested:
                 break
             rows = run.iterate(clock)
             compiling.close()
             yield Event("metrics", rows)
+            yield from told(run.notes)
             yield from clipping.check(rows)
             if (complaint := diverged(run, rows)) is not None:
                 keeper.save()
@@ -523,6 +542,25 @@ def advance(run: Run, keeper: Keeper, clock: Clock, interrupt: Interrupt) -> Ite
     keeper.save()
     keeper.wait()
     raise Stopped(f"stopped at {run.env_steps:,} steps; {interrupt.how_to_resume()}")
+
+
+def told(notes: list[str]) -> Iterator[Event]:
+    """Each note as a warning, once."""
+    while notes:
+        yield Event.warning(notes.pop(0))
+
+
+def left_out(run: Run) -> Iterator[Event]:
+    """At the end of a run, how much of it was not finite; nothing where all was well."""
+    rows = sum(row["train/invalid_rows"] for row in run.history)
+    updates = sum(row["train/skipped_updates"] for row in run.history)
+    if rows or updates:
+        total_rows = len(run.history) * run.config.batch_size
+        total_updates = len(run.history) * STEPS_PER_MINIBATCH * run.config.num_updates
+        yield Event.warning(
+            f"not finite, and therefore left out: {rows:,.0f} of {total_rows:,} environment steps, "
+            f"{updates:,.0f} of {total_updates:,} optimiser steps"
+        )
 
 
 class ClippedWarning:
@@ -554,16 +592,16 @@ def diverged(run: Run, rows: list[dict[str, float]]) -> str | None:
     config = run.config
     for row in rows:
         invalid = row["train/invalid_rows"] / config.batch_size
-        skipped = row["train/skipped_updates"] / (3 * config.num_epochs * config.num_minibatches)
+        skipped = row["train/skipped_updates"] / (STEPS_PER_MINIBATCH * config.num_updates)
         if invalid > INVALID_LIMIT:
-            what = f"{invalid:.0%} of the environment's steps returned numbers that are not finite"
+            kind, what = "fault", f"{invalid:.0%} of the environment's steps returned numbers that are not finite"
         elif skipped > SKIPPED_LIMIT:
-            what = f"{skipped:.0%} of the updates had gradients that are not finite"
+            kind, what = "gradient", f"{skipped:.0%} of the optimiser steps had gradients that are not finite"
         else:
             continue
         seed = int(row["seed"])
-        files = sorted(run.directory.glob(f"fault-*-seed{seed}.npz")) if run.directory else []
-        hint = f"; `reppo repro {files[0]}` makes the first such step again" if files else ""
+        files = sorted(run.directory.glob(f"{kind}-*-seed{seed}.npz")) if run.directory else []
+        hint = f"; `reppo repro {files[0]}` makes the first one again" if files else ""
         return f"seed {seed} stopped at {run.env_steps:,} steps: {what}{hint}"
     return None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +13,7 @@ import numpy as np
 from rich.text import Text
 
 from reppo.config import ConfigError
+from reppo.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,9 +92,8 @@ def plot_run(directory: Path) -> Path:
         _draw_seed(axes, rows)
     _frame(axes, description, rows)
     path = directory / "curve.png"
-    partial = path.with_name("curve.png.partial")  # so that a full disk costs no older one
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)
+    with replacing(path) as file:
+        figure.savefig(file, format="png")
     return path
 
 

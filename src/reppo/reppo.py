@@ -246,7 +246,7 @@ def optimisers(config: Config) -> Optimisers:
     """Adam with global-norm clipping for the networks, plain Adam for the duals."""
 
     def rate(initial: float) -> float | optax.Schedule:
-        steps = config.num_iterations * config.num_epochs * config.num_minibatches
+        steps = config.num_iterations * config.num_updates
         return optax.linear_schedule(initial, 0.0, steps) if config.anneal_learning_rate else initial
 
     network = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(rate(config.learning_rate)))
@@ -268,6 +268,9 @@ def apply_gradients(
         lambda new, old: jnp.where(finite, new, old), (stepped, new_opt_state), (module, opt_state)
     )
     return module, opt_state, 1.0 - finite
+
+
+STEPS_PER_MINIBATCH = 3  #: optimiser steps that `minibatch_step` takes: critic, actor, duals
 
 
 def minibatch_step(
@@ -310,16 +313,14 @@ def update(
     state: TrainState, rollout: Rollout, key: jax.Array, config: Config, critic_keys: tuple[str, ...]
 ) -> tuple[TrainState, Metrics]:
     """One iteration's learning from one rollout."""
-    key_targets, key_shuffle, key_actor = jax.random.split(key, 3)
-    batch = targets(state, rollout, config, critic_keys, key_targets)
-    rows = shuffled_rows(key_shuffle, config)
+    batch, rows, keys = minibatches(state, rollout, key, config, critic_keys)
 
     def step(state: TrainState, inputs: tuple[jax.Array, jax.Array]) -> tuple[TrainState, Metrics]:
         indices, step_key = inputs
         minibatch = jax.tree.map(lambda x: x[indices], batch)
         return minibatch_step(state, minibatch, step_key, config, rollout.pre_tanh.shape[-1])
 
-    state, history = jax.lax.scan(step, state, (rows, jax.random.split(key_actor, rows.shape[0])))
+    state, history = jax.lax.scan(step, state, (rows, keys))
 
     if config.normalize_observations:
         merged = normalizer.update(state.policy.normalizer, rollout.obs, rollout.valid)
@@ -327,10 +328,20 @@ def update(
     return state, summarise(state, batch, history, config)
 
 
+def minibatches(
+    state: TrainState, rollout: Rollout, key: jax.Array, config: Config, critic_keys: tuple[str, ...]
+) -> tuple[Batch, jax.Array, jax.Array]:
+    """What `update` steps through: the batch, the rows of every minibatch ``[E * M, B]``, and a key for each."""
+    key_targets, key_shuffle, key_actor = jax.random.split(key, 3)
+    batch = targets(state, rollout, config, critic_keys, key_targets)
+    rows = shuffled_rows(key_shuffle, config)
+    return batch, rows, jax.random.split(key_actor, rows.shape[0])
+
+
 def shuffled_rows(key: jax.Array, config: Config) -> jax.Array:
     """Row indices of every minibatch of every epoch, ``[E * M, B]``; each epoch visits each row once."""
     permute = jax.vmap(lambda k: jax.random.permutation(k, config.batch_size))
-    return permute(jax.random.split(key, config.num_epochs)).reshape(config.num_epochs * config.num_minibatches, -1)
+    return permute(jax.random.split(key, config.num_epochs)).reshape(config.num_updates, -1)
 
 
 def summarise(state: TrainState, batch: Batch, history: Metrics, config: Config) -> Metrics:

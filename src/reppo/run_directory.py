@@ -24,8 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from reppo.checkpoint import sync
 from reppo.config import ConfigError
+from reppo.files import sync, write_json
 
 
 def new_run_name(env: str) -> str:
@@ -146,14 +146,3 @@ def rewind(path: Path, at: dict[str, int]) -> None:
             os.truncate(file, at[name])
         else:
             file.unlink()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w") as file:
-        file.write(json.dumps(value, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync(path.parent)

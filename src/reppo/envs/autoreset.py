@@ -76,6 +76,12 @@ def sound_state(state: PyTree, first: PyTree, num_rows: int) -> jax.Array:
     return all_rows([jnp.isfinite(x) | ~jnp.isfinite(y) for x, y in pairs if is_floating(x)], num_rows)
 
 
+def sound_first(state: PyTree, old: PyTree, num_rows: int) -> jax.Array:
+    """Rows of a new first state that hold a NaN only where the old one does, bool ``[N]``."""
+    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(old), strict=True)
+    return all_rows([~jnp.isnan(x) | jnp.isnan(y) for x, y in pairs if is_floating(x)], num_rows)
+
+
 def check_kept(name: str, what: str, old: PyTree, new: PyTree) -> None:
     """Raise `ConfigError` where a step returns another structure, shape or type than a reset; both ``[N, ...]``."""
     if jax.tree.structure(old) != jax.tree.structure(new):
@@ -130,9 +136,14 @@ class AutoReset:
         env, obs = jax.tree.map(jnp.copy, (first.env, first.obs))
         return AutoResetState(env, obs, first, elapsed, jnp.zeros(self.num_envs), elapsed == 0)
 
-    def refresh(self, state: AutoResetState, first: First) -> AutoResetState:
-        """Replace the stored first states; running episodes go on."""
-        return eqx.tree_at(lambda s: s.first, state, first)
+    def refresh(self, state: AutoResetState, first: First) -> tuple[AutoResetState, jax.Array]:
+        """Replace the stored first states; running episodes go on.
+
+        A first state that is not finite takes no place. Returns the state, and how many those were.
+        """
+        sound = sound_numbers(first.obs, self.num_envs) & sound_first(first.env, state.first.env, self.num_envs)
+        kept = where_rows(sound, first, state.first)
+        return eqx.tree_at(lambda s: s.first, state, kept), jnp.sum(~sound)
 
     def scale(self, action: jax.Array) -> jax.Array:
         """Actions in [-1, 1] to the environment's bounds."""
