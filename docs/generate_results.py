@@ -140,31 +140,36 @@ was used for tuning. "Solved" means {TAU} of the best mean return published for 
 (published: {PUBLISHED[env]:.0f}; solved: {solved(env, cold)}), in {min(seconds):.0f} to {max(seconds):.0f} s of wall
 time, compilation included; {min(cached):.0f} s when the compilation cache is warm.
 
-The same preset, untouched, on other tasks:
-
-{tasks()}
-[docs/results.md](docs/results.md) has every seed, the speed of each stage, the memory, and the commands.
+[docs/results.md](docs/results.md) has every seed, other tasks, the speed of each stage, and the commands.
 """
 
 
-def results_page() -> str:
-    return f"""\
+INTRODUCTION = """\
 # Results
 
 <!-- Written by docs/generate_results.py from results/. Do not edit. -->
 
 Every number comes from a command below and from the file that it wrote under `results/`, beside which a JSON file names
-versions and hardware. Every seed that was started is listed. Seeds 5 to 9 were never used for tuning.
+versions, hardware and revision. Every seed that was started is listed. Seeds 5 to 9 were never used for tuning.
+"""
 
+
+def quickstart_section() -> str:
+    return f"""\
 ## The default run
 
     python benchmarks/learning.py quickstart
 
-One process per seed, from a cold start with an empty compilation cache; then seed 0 again with the cache. Seconds are
-wall time of the whole process, imports, compilation, evaluations and files included. Machine:
-{hardware("quickstart.json")}.
+One process per seed, from a cold start with an empty compilation cache; then the first seed again with the cache. Seconds
+are wall time of the whole process, imports, compilation, evaluations and files included. The machine is shared, and its
+speed drifts by a factor of almost two within a day: the processor seconds drift with it.
+Machine: {hardware("quickstart.json")}.
 
-{quickstart()}
+{quickstart()}"""
+
+
+def tasks_section() -> str:
+    return f"""\
 ## The cpu preset on several tasks
 
     python benchmarks/learning.py tasks
@@ -173,16 +178,22 @@ Five seeds at once in one process (`--seeds 5`), from a cold start; seconds are 
 used this machine meanwhile, so read the processor seconds. "Published" is the best mean final return of any method
 published for the task, at 50 million steps. Machine: {hardware("tasks.json")}.
 
-{tasks()}
-PendulumSwingup pays nothing until the rod is nearly upright, and at this budget the cpu preset rarely gets there.
+{tasks()}"""
 
+
+def samples_section() -> str:
+    return f"""\
 ## How many action samples should a target average?
 
     python benchmarks/learning.py samples
 
 `--target-samples S` on the default task, five seeds at once. Machine: {hardware("samples.json")}.
 
-{samples()}
+{samples()}"""
+
+
+def throughput_section() -> str:
+    return f"""\
 ## Where the time goes
 
     python benchmarks/throughput.py --out results/throughput.csv
@@ -195,9 +206,23 @@ and S, measured on a machine of this kind in another window: differences under 2
 We aimed at five times the official code at equal width, epochs and S, and do not reach it. At width 512 the stages are
 matrix products and little else: by hand count, an environment step costs about 44 MFLOP in the losses (4 epochs of critic
 and actor, forwards and backwards) and 1.2 MFLOP for each sample of its target, so 121 MFLOP at S = 64 and 54 MFLOP at
-S = 8. Two of these cores multiply matrices at about 175 GFLOP/s, which allows about 1,450 and 3,240 steps/s: 3.3 and 2.2
+S = 8. These two cores multiply matrices at about 175 GFLOP/s, which allows about 1,450 and 3,240 steps/s: 3.3 and 2.2
 times the official figure. Five times is out of reach without doing less work, which is what a smaller S does.
 """
+
+
+#: Each is on the page once its file is there.
+SECTIONS = {
+    "quickstart.csv": quickstart_section,
+    "tasks.csv": tasks_section,
+    "samples.csv": samples_section,
+    "throughput.csv": throughput_section,
+}
+
+
+def results_page() -> str:
+    sections = [section() for name, section in SECTIONS.items() if (RESULTS / name).exists()]
+    return "\n".join([INTRODUCTION, *sections])
 
 
 def write(path: Path, text: str) -> None:

@@ -22,7 +22,7 @@ def provenance() -> dict[str, Any]:
             "cpu": _cpu_model(),
             "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "devices": [device.device_kind for device in jax.devices()],
-            "platform": platform.platform(),
+            "platform": f"{platform.system()} {platform.machine()}",
         },
         "git": _git_revision(),
     }
