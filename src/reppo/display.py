@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import math
 import os
 import shlex
@@ -24,6 +23,7 @@ from rich.live import Live
 from rich.status import Status
 from rich.text import Text
 
+from reppo import run_directory
 from reppo.config import PRESETS
 from reppo.plot import Curve, read_rows, short, spread, text_chart
 from reppo.sinks import Event, Rows
@@ -460,7 +460,7 @@ def capture(directory: Path, share: float = 1.0, width: int = 80, height: int = 
     console = Console(file=io.StringIO(), record=True, width=width, height=height, force_terminal=True, highlight=False)
     now = 0.0
     telemetry = Telemetry(directory, 0.0, lambda: now)
-    telemetry.begin(json.loads((directory / "config.json").read_text()))
+    telemetry.begin(run_directory.read_description(directory))
     events = [Event("metrics", rows) for rows in iterations(read_rows(directory / "metrics.csv"))]
     events += [Event("evaluations", rows) for rows in iterations(read_rows(directory / "evaluations.csv"))]
     for event in sorted(events, key=lambda event: event.rows[0]["time/seconds"]):

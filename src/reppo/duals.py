@@ -28,6 +28,7 @@ class Duals(eqx.Module):
 
 
 def init(alpha: float, beta: float) -> Duals:
+    """Multipliers that start at these values, both positive."""
     return Duals(jnp.asarray(math.log(alpha), jnp.float32), jnp.asarray(math.log(beta), jnp.float32))
 
 

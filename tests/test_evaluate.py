@@ -1,0 +1,107 @@
+"""Evaluation of saved policies: the first episode of every environment, greedily, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reppo import evaluate
+from reppo.config import ConfigError
+from reppo.envs.base import Env, Transition
+from reppo.evaluate import evaluate_policy
+from reppo.export import SavedPolicy
+
+
+class Fuse(Env):
+    """Burns for 1 to 5 steps, at random, which it shows; the reward of a step is the action."""
+
+    action_size = 1
+    action_low, action_high = 0.0, 10.0
+    episode_length = 1000
+
+    def reset(self, key: jax.Array) -> tuple[Any, Any]:
+        left = jax.random.randint(key, (1,), 1, 6).astype(jnp.float32)
+        return left, left
+
+    def step(self, state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, Transition]:
+        left = state - 1
+        return left, Transition(left, action[0], left[0] == 0)
+
+
+class Faulty(Fuse):
+    """The fuses of five steps return a NaN at the third."""
+
+    def reset(self, key: jax.Array) -> tuple[Any, Any]:
+        left, _ = super().reset(key)
+        return jnp.concatenate([left, left]), left
+
+    def step(self, state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, Transition]:
+        left, length = state - jnp.array([1.0, 0.0])
+        reward = jnp.where((length == 5) & (left == 2), jnp.nan, action[0])
+        return jnp.stack([left, length]), Transition(left[None], reward, left == 0)
+
+
+def constant_policy(squashed: float, obs_size: int = 1, log_std: float = 3.0) -> SavedPolicy:
+    """A policy whose greedy action is the same everywhere. Its samples are nowhere near."""
+    meta = {"format": "reppo-policy-1", "env": "fuse", "obs_keys": [], "obs_sizes": [obs_size], "layers": 1, "min_std": 0.0}
+    arrays = {
+        "mean": np.zeros(obs_size),
+        "var": np.ones(obs_size),
+        "weight0": np.zeros((obs_size, 2)),
+        "bias0": np.array([np.arctanh(squashed), log_std]),
+        "action_low": np.array([0.0]),
+        "action_high": np.array([10.0]),
+    }
+    described = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    return SavedPolicy({**{name: array.astype(np.float32) for name, array in arrays.items()}, "meta": described})
+
+
+def results(env: Env | None = None, episodes: int = 60, seed: int = 0, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+    found = evaluate_policy(constant_policy(0.5), env or Fuse(), episodes=episodes, seed=seed, **options)
+    return found["returns"], found["lengths"]
+
+
+def test_only_the_first_episode_of_each_environment_counts() -> None:
+    # While the longest fuse burns, the shortest could burn five times.
+    returns, lengths = results()
+    assert set(lengths) == {1, 2, 3, 4, 5}
+    # The greedy action, 0.5 of [-1, 1], is 7.5 of [0, 10].
+    np.testing.assert_allclose(returns, 7.5 * lengths, rtol=1e-5)
+    assert np.bincount(lengths)[1:].min() >= 4, "60 fuses, about 12 of each"
+
+
+def test_the_time_limit_ends_an_episode() -> None:
+    returns, lengths = results(episode_length=3)
+    assert set(lengths) == {1, 2, 3}
+    np.testing.assert_allclose(returns, 7.5 * lengths, rtol=1e-5)
+
+
+def test_a_step_that_is_no_transition_ends_the_episode_with_the_return_so_far() -> None:
+    returns, lengths = results(Faulty())
+    _, sound = results()
+    np.testing.assert_array_equal(lengths, np.where(sound == 5, 3, sound))
+    np.testing.assert_allclose(returns, 7.5 * np.where(sound == 5, 2, sound), rtol=1e-5)
+
+
+def test_the_seed_decides() -> None:
+    np.testing.assert_array_equal(results(seed=1), results(seed=1))
+    assert (results(seed=1)[1] != results(seed=2)[1]).any()
+
+
+def test_more_episodes_than_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "MAX_PARALLEL", 8)
+    returns, lengths = results(episodes=20)
+    assert returns.shape == lengths.shape == (20,)
+    np.testing.assert_allclose(returns, 7.5 * lengths, rtol=1e-5)
+    assert list(lengths[:8]) != list(lengths[8:16]), "every batch has its own first states"
+
+
+def test_a_policy_of_another_environment_is_refused() -> None:
+    says = "the policy maps 3 observations to 1 actions, but Fuse has 1 and 1"
+    with pytest.raises(ConfigError, match=says):
+        evaluate_policy(constant_policy(0.5, obs_size=3), Fuse(), episodes=1, seed=0)

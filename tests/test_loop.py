@@ -1,0 +1,281 @@
+"""The loop: what repeats to the bit, what evaluation must not touch, several seeds at once, and the tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from helpers import TINY, assert_identical, differ, leaves
+from hypothesis import given
+from hypothesis import strategies as st
+
+import reppo
+from reppo import checkpoint, envs, loop
+from reppo.collector import Keys, Stream
+from reppo.config import Config, ConfigError
+from reppo.envs.probes import TargetReach
+from reppo.loop import Clock, Run, evaluation_points
+from reppo.plot import read_rows
+
+TASK = "probe:TargetReach"
+
+
+def started(config: Config = TINY, seeds: tuple[int, ...] = (3,), env: reppo.Env | None = None) -> Run:
+    run = Run(env or envs.make(TASK), config, seeds, None)
+    run.start()
+    return run
+
+
+def iterated(run: Run, iterations: int = TINY.num_iterations) -> Run:
+    for _ in range(iterations):
+        run.iterate(Clock(time.perf_counter()))
+    return run
+
+
+def both(run: Run) -> Any:
+    """All that a run carries from one iteration to the next, on the host: the next iteration donates the rest."""
+    return jax.device_get((run.state, jax.tree.map(key_data, run.env_state)))
+
+
+def key_data(x: jax.Array) -> jax.Array:
+    return jax.random.key_data(x) if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+
+# ------------------------------------------------------------------------------------------- determinism
+
+
+def test_the_same_seed_is_the_same_run_in_another_process(trained: Run, tmp_path: Path) -> None:
+    program = f"import helpers, reppo\nreppo.train({TASK!r}, helpers.TINY, seed=3, out={str(tmp_path / 'run')!r})\n"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert trained.directory is not None
+    one, other = (checkpoint.newest(d / "checkpoints")[0] for d in (trained.directory, tmp_path / "run"))
+    assert one is not None
+    assert other is not None
+    assert one.progress.iteration == TINY.num_iterations
+    assert_identical(one.arrays, other.arrays)
+    policies = [(d / "policy.npz").read_bytes() for d in (trained.directory, tmp_path / "run")]
+    assert policies[0] == policies[1]
+    for table in ("metrics.csv", "evaluations.csv"):
+        rows = [untimed(read_rows(d / table)) for d in (trained.directory, tmp_path / "run")]
+        assert rows[0] == rows[1]
+
+
+def untimed(rows: list[dict[str, float]]) -> str:
+    return repr([{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows])
+
+
+def test_another_seed_is_another_run() -> None:
+    one, other = (iterated(started(seeds=(seed,)), 1) for seed in (3, 4))
+    for part in ("policy", "critic"):
+        assert differ(getattr(one.state, part), getattr(other.state, part))
+    assert differ(one.env_state.obs, other.env_state.obs)
+
+
+def test_no_two_purposes_share_a_key() -> None:
+    keys = Keys([0, 1])
+    paths = [(Stream.INIT,), (Stream.STAGGER,), *((Stream.FIRST, i) for i in range(3))]
+    paths += [(Stream.ITERATION, i, part) for i in range(3) for part in range(2)]
+    paths += [(Stream.EVALUATION, seed, batch, part) for seed in range(2) for batch in range(2) for part in range(3)]
+    drawn = np.concatenate([np.asarray(jax.random.key_data(keys(*path))) for path in paths])
+    assert len(np.unique(drawn, axis=0)) == len(drawn) == 2 * len(paths)
+
+
+# ------------------------------------------------------------------------------------------- evaluation
+
+
+def test_evaluation_leaves_training_untouched(trained: Run) -> None:
+    # An evaluation after every iteration, with other episodes than environments; one at the start and one at the end,
+    # as in the run of the fixture; and none at all.
+    often = reppo.train(TASK, dataclasses.replace(TINY, num_evals=TINY.num_iterations, eval_episodes=13), seed=3)
+    assert len(often.evaluations) == TINY.num_iterations + 1
+    assert len(trained.evaluations) == 2
+    never = iterated(started())
+    assert never.evaluations == []
+    for run in (often, trained):
+        assert_identical(both(run), both(never))
+
+
+def test_an_evaluation_repeats_and_changes_nothing(trained: Run) -> None:
+    before = both(trained)
+    result, again, other, more = (
+        trained.evaluate(), trained.evaluate(), trained.evaluate(seed=1), trained.evaluate(episodes=20)
+    )  # fmt: skip
+    assert result is not None
+    assert other is not None
+    assert more is not None
+    assert result.returns.shape == result.lengths.shape == (1, TINY.eval_episodes)
+    assert (result.lengths == TINY.episode_length).all()
+    np.testing.assert_array_equal(result.returns, trained.returns)
+    assert_identical(again, result)
+    assert_identical(both(trained), before)
+    # Another seed asks for other episodes; more episodes begin with the same ones.
+    assert (other.returns != result.returns).all()
+    assert more.returns.shape == (1, 20)
+    np.testing.assert_array_equal(more.returns[:, :8], result.returns)
+    assert len(np.unique(more.returns)) == 20
+
+
+def test_the_saved_policy_is_the_last_one(trained: Run) -> None:
+    assert trained.directory is not None
+    obs = np.asarray(trained.env_state.obs[0])
+    expected = trained.policy()(jax.numpy.asarray(obs)).mode()
+    np.testing.assert_allclose(reppo.load_policy(trained.directory)(obs), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("iterations", "num_evals", "expected"),
+    [
+        (10, 5, {0, 2, 4, 6, 8, 10}),
+        (10, 1, {0, 10}),
+        (3, 20, {0, 1, 2, 3}),
+        (7, 2, {0, 4, 7}),  # 3.5 is rounded to the even one
+    ],
+)
+def test_evaluation_points(iterations: int, num_evals: int, expected: set[int]) -> None:
+    config = dataclasses.replace(TINY, total_steps=iterations * TINY.batch_size, num_evals=num_evals)
+    assert evaluation_points(config) == expected
+
+
+@given(st.integers(1, 10**6), st.integers(1, 100))
+def test_evaluations_are_spread_evenly_from_the_start_to_the_end(total_steps: int, num_evals: int) -> None:
+    config = dataclasses.replace(TINY, total_steps=total_steps, num_evals=num_evals)
+    points = sorted(evaluation_points(config))
+    assert points[0] == 0
+    assert points[-1] == config.num_iterations
+    assert len(points) == 1 + min(num_evals, config.num_iterations)
+    gaps = np.diff(points)
+    assert gaps.max() - gaps.min() <= 1 + 1e-9 if num_evals <= config.num_iterations else (gaps == 1).all()
+
+
+# ------------------------------------------------------------------------------------------- several seeds
+
+
+def test_three_seeds_at_once_are_three_runs(trained: Run) -> None:
+    # To the rounding of float32, because vectorised matrix products add in another order: after three iterations
+    # parameters have moved by 4e-3, and were seen to differ by 6e-8.
+    together = iterated(started(seeds=(3, 4, 5)))
+    alone = [trained, *(iterated(started(seeds=(seed,))) for seed in (4, 5))]
+    for name, value in leaves(together.state).items():
+        single = np.concatenate([leaves(run.state)[name] for run in alone])
+        np.testing.assert_allclose(value, single, rtol=1e-5, atol=1e-5, err_msg=name)
+    rows = sorted((row for run in alone for row in run.history), key=lambda row: row["iteration"])
+    for row, single in zip(together.history, rows, strict=True):
+        for name in row.keys() - {"time/seconds", "time/steps_per_second"}:
+            np.testing.assert_allclose(row[name], single[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    # Each seed's policy is its own row, and no two are the same.
+    for k in range(3):
+        assert_identical(together.policy(k), jax.tree.map(lambda x, k=k: x[k], together.state.policy))
+        assert differ(together.policy(k), together.policy((k + 1) % 3))
+
+
+@pytest.mark.parametrize(("seed", "num_seeds"), [(-1, 1), (2**32, 1), (2**32 - 1, 2), (0, 0)])
+def test_seeds_that_cannot_be(seed: int, num_seeds: int) -> None:
+    with pytest.raises(ConfigError, match="seed"):
+        reppo.train(TASK, TINY, seed=seed, num_seeds=num_seeds)
+
+
+# ------------------------------------------------------------------------------------------- first states
+
+
+class Costly(TargetReach):
+    cheap_reset = False
+
+
+@pytest.mark.parametrize(("env", "period"), [(TargetReach(), 1), (Costly(), 2)], ids=["cheap", "costly"])
+def test_new_first_states_are_drawn_now_and_then(env: reppo.Env, period: int) -> None:
+    # A costly reset: every four episodes of 4 steps, which is every second iteration of 8.
+    run = started(dataclasses.replace(TINY, episode_length=4), env=env)
+    stored = [leaves(run.env_state.first.obs)]
+    for _ in range(4):
+        iterated(run, 1)
+        stored.append(leaves(run.env_state.first.obs))
+    for i in range(1, 5):
+        same = all(np.array_equal(a, b) for a, b in zip(stored[i].values(), stored[i - 1].values(), strict=True))
+        assert same == (i % period != 0)
+
+
+def test_episodes_are_staggered_where_asked_for() -> None:
+    assert len(np.unique(started().env_state.elapsed)) > 1
+    together = started(dataclasses.replace(TINY, stagger_episodes=False))
+    assert not np.asarray(together.env_state.elapsed).any()
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def test_a_run_has_a_row_for_every_iteration_and_evaluation(trained: Run) -> None:
+    assert [row["iteration"] for row in trained.history] == [1, 2, 3]
+    assert [row["env_steps"] for row in trained.history] == [64, 128, 192]
+    assert [row["env_steps"] for row in trained.evaluations] == [0, 192]
+    last = trained.evaluations[-1]
+    assert last["eval/return"] == pytest.approx(trained.returns.mean())
+    assert last["eval/return_std"] == pytest.approx(trained.returns.std())
+    assert (last["eval/return_min"], last["eval/return_max"]) == (trained.returns.min(), trained.returns.max())
+    assert (last["eval/episodes"], last["eval/length"]) == (8, 20)
+    assert trained.directory is not None
+    for table, rows in (("metrics.csv", trained.history), ("evaluations.csv", trained.evaluations)):
+        read = read_rows(trained.directory / table)
+        assert list(read[0]) == list(rows[0])
+        for a, b in zip(read, rows, strict=True):
+            np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-6)
+
+
+def test_returns_of_training_are_those_of_whole_episodes() -> None:
+    # Eight environments, episodes of 4 steps that begin together, 8 steps: each ends two.
+    run = iterated(started(dataclasses.replace(TINY, episode_length=4, stagger_episodes=False)), 1)
+    (row,) = run.history
+    assert (row["episode/count"], row["episode/length"]) == (16, 4)
+    assert row["episode/return"] == pytest.approx(4 * row["train/reward"], rel=1e-4)
+    # Longer episodes do not end in one iteration: there is no return to speak of.
+    (row,) = iterated(started(dataclasses.replace(TINY, stagger_episodes=False)), 1).history
+    assert row["episode/count"] == 0
+    assert np.isnan(row["episode/return"])
+
+
+def test_every_metric_is_documented_and_every_documented_metric_exists(trained: Run, root: Path) -> None:
+    page = (root / "docs" / "metrics.md").read_text()
+    first_cells = re.findall(r"^\| (`[^|]+`) \|", page, re.MULTILINE)
+    documented = {name for cell in first_cells for name in re.findall(r"`([\w/]+)`", cell)}
+    assert documented == trained.history[0].keys() | trained.evaluations[0].keys()
+
+
+def test_the_options_page_is_that_of_the_code(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(root / "docs"))
+    import generate_options  # pyright: ignore[reportMissingImports]
+
+    assert generate_options.document() == (root / "docs" / "options.md").read_text(), "run `make options`"
+
+
+# ------------------------------------------------------------------------------------------- warnings
+
+
+def test_targets_outside_the_support_are_told_once_and_not_at_the_start() -> None:
+    run = SimpleNamespace(iteration=0, spec=SimpleNamespace(value_range=(0.0, 10.0)))
+    warning = loop.ClippedWarning(run)  # pyright: ignore[reportArgumentType]
+
+    def after(iteration: int, *shares: float) -> list[str]:
+        run.iteration = iteration
+        rows = [{"critic/target_clipped": s, "critic/target_min": -1.0, "critic/target_max": 12.5} for s in shares]
+        return [event.text for event in warning.check(rows)]
+
+    assert after(1, 0.9) == [], "the first targets are of an untrained critic"
+    assert after(6, 0.0, 0.05) == []
+    (text,) = after(7, 0.0, 0.4)
+    assert "40% of the value targets leave the support [0, 10]: they are between -1 and 12.5; set --v-min" in text
+    assert after(8, 0.9) == []
+
+
+def test_the_preset_of_a_machine_without_an_accelerator() -> None:
+    assert loop.default_preset() == "cpu"
