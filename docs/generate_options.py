@@ -75,7 +75,7 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def config_tables() -> Iterator[str]:
     large, cpu = PRESETS["paper-large"], PRESETS["cpu"]
-    found = list(options_of(Config))
+    found = options_of(Config)
     assert [option.name for option in found] == [field.name for field in dataclasses.fields(Config)], "no docstring"
     for section, options in itertools.groupby(found, key=lambda option: option.section):
         yield f"## {section.capitalize()}\n"

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import importlib.util
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,9 +18,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import helpers
+import numpy as np
 import pytest
 
-from reppo import cli
+import reppo as package
+from reppo import cli, envs, loop, options
+from reppo.config import PRESETS, ConfigError
 from reppo.loop import Run
 from reppo.plot import read_rows
 
@@ -46,10 +53,11 @@ class Reppo:
         captured = self._capsys.readouterr()
         return Outcome(code, captured.out, captured.err)
 
-    def refuses(self, *words: object) -> str:
-        """The one line with which a command is refused; fails if it is not refused or says more."""
+    def refuses(self, *words: object, begun: bool = False) -> str:
+        """The one line with which a command is refused; fails if it is not refused or says more. Where the run has
+        ``begun``, its header has been printed by then."""
         code, out, err = self(*words)
-        assert (code, out) == (cli.USER_ERROR, ""), (code, out, err)
+        assert (code, bool(out)) == (cli.USER_ERROR, begun), (code, out, err)
         assert err.startswith("reppo: ")
         assert err.count("\n") == 1, err
         return err.removeprefix("reppo: ").strip()
@@ -72,8 +80,338 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
+def user_env(directory: Path, *changes: tuple[str, str]) -> str:
+    """A file with an environment in it, ``changes`` made to its source; returns its name for the command line."""
+    source = ENV
+    for old, new in changes:
+        assert old in source
+        source = source.replace(old, new)
+    (directory / "mine.py").write_text(source)
+    return f"{directory / 'mine.py'}:Mine"
+
+
+ENV = """\
+import jax.numpy as jnp
+import reppo
+
+class Mine(reppo.Env):
+    action_size, value_range = 1, (0.0, 1.0)
+
+    def reset(self, key):
+        return jnp.zeros(2), self.observe()
+
+    def step(self, state, action, key):
+        return state, reppo.Transition(self.observe(), jnp.float32(0.0), jnp.array(False))
+
+    def observe(self):
+        return jnp.zeros(2)
+"""
+
+
 def iterations(directory: Path) -> list[float]:
     return [row["iteration"] for row in read_rows(directory / "metrics.csv")]
+
+
+# ------------------------------------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--total-steps", "2e6"], {"total_steps": 2_000_000}),
+        (["--total-steps", "400_000"], {"total_steps": 400_000}),
+        (["--total-steps=400,000"], {"total_steps": 400_000}),
+        (["--num_envs", "64"], {"num_envs": 64}),
+        (["--v-min", "-4", "--v-max", "-.5"], {"v_min": -4.0, "v_max": -0.5}),
+        (["--v-max", "-1e3", "--v-min=-2e3"], {"v_max": -1000.0, "v_min": -2000.0}),
+        (["--v-max", "None", "--episode-length", "1e3"], {"v_max": None, "episode_length": 1000}),
+        (["--lambda", "0.9"], {"lambda_": 0.9}),
+        (["--no-keep-best", "--anneal-learning-rate"], {"keep_best": False, "anneal_learning_rate": True}),
+        (["--actor-obs", "position", "velocity"], {"actor_obs": ("position", "velocity")}),
+        (["--norm", "layer"], {"norm": "layer"}),
+        (["--preset", "paper-small"], dataclasses.asdict(PRESETS["paper-small"])),
+        (["--gamma", "0.9", "--preset", "paper-small"], dataclasses.asdict(PRESETS["paper-small"]) | {"gamma": 0.9}),
+        ([], dataclasses.asdict(PRESETS["cpu"])),
+    ],
+)
+def test_options_become_the_configuration(words: list[str], expected: dict[str, object]) -> None:
+    config = dataclasses.asdict(cli.arguments("train", words).config)
+    assert {name: config[name] for name in expected} == expected
+    untouched = dataclasses.asdict(PRESETS["cpu"])
+    assert config == untouched | expected
+
+
+def test_what_is_not_an_option_of_the_configuration() -> None:
+    args = cli.arguments("train", ["brax:ant", "--seeds", "3", "--seed", "7", "--out", "here", "--wandb", "mine"])
+    assert (args.env, args.seeds, args.seed, args.out, args.wandb) == ("brax:ant", 3, 7, Path("here"), "mine")
+    assert cli.arguments("train", []).env == cli.DEFAULT_ENV
+
+
+def test_the_help_shows_the_defaults_of_the_chosen_preset_by_section(reppo: Reppo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, err = reppo("train", "--help", "--preset", "paper-large")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert out.index("budget and data options") < out.index("--total-steps N") < out.index("returns options")
+    assert "(default: 50_000_000)" in out
+    assert f"(default: {PRESETS['cpu'].total_steps:_})" in reppo("train", "-h").out
+    for field in dataclasses.fields(PRESETS["cpu"]):
+        assert options.flag(field.name) in out, field.name
+    assert "  reppo train playground:CheetahRun --seeds 5 --total-steps 2e6" in lines  # examples keep their lines
+
+
+def test_the_help_of_resume_shows_what_may_change(reppo: Reppo) -> None:
+    out = reppo("resume", "--help").out
+    for field in dataclasses.fields(PRESETS["cpu"]):
+        assert (f"{options.flag(field.name)}" in out) == (field.name in loop.RESUMABLE), field.name
+    assert "(default:" not in out
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_the_overview_lists_commands_and_exit_codes(reppo: Reppo, words: list[str]) -> None:
+    code, out, _ = reppo(*words)
+    assert code == 0
+    assert all(f"reppo {command}" in out for command in cli.COMMANDS)
+    assert all(f" {code} " in out for code in cli.EXIT_CODES)
+
+
+def test_version(reppo: Reppo) -> None:
+    assert reppo("--version") == (0, f"reppo {package.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("trian", "no command 'trian'; did you mean train?; there are train, resume, eval, envs, repro"),
+        ("train --num-env 3", "unknown option --num-env; did you mean --num-envs or --num-evals?; `reppo train --help`"),
+        ("train --num_env=3", "unknown option --num_env=3; did you mean --num-envs"),
+        ("train --no-keep-bst", "unknown option --no-keep-bst; did you mean --no-keep-best"),
+        ("train --frobnicate", "unknown option --frobnicate; `reppo train --help` lists them"),
+        ("train probe:TargetReach 7", "unexpected argument '7'; see `reppo train --help`"),
+        ("train --num-envs many", "--num-envs must be a whole number, got 'many'"),
+        ("train --num-envs 1.5", "--num-envs must be a whole number, got '1.5'"),
+        ("train --num-envs 1e400", "--num-envs must be a whole number, got '1e400'"),
+        ("train --gamma nan", "--gamma must be a finite number, got 'nan'"),
+        ("train --v-min low", "--v-min must be a finite number or None, got 'low'"),
+        ("train --norm batch", "invalid choice 'batch' for argument '--norm'. Expected one of ('rms', 'layer', 'none')."),
+        ("train --num-envs", "missing value for argument '--num-envs'"),
+        ("train --keep-best false", "--keep-best takes no value, got 'false'; write --keep-best or --no-keep-best"),
+        ("train --keep-best=0", "--keep-best takes no value, got '0'; write --keep-best or --no-keep-best"),
+        ("train --preset paper-larg", "no preset 'paper-larg'; did you mean paper-large"),
+        ("train --seeds 0", "--seeds must be at least 1, got 0"),
+        ("train probe:TargetReach --seed -1", "seeds must be between 0 and 2**32 - 1, got -1"),
+        ("train probe:TargetReach --num-envs 0", "num_envs must be positive, got 0"),
+        (
+            "train probe:TargetReach --num-minibatches 7 --num-envs 8 --num-steps 4",
+            "num_minibatches (7) must divide num_envs * num_steps (8 * 4 = 32)",
+        ),
+        ("train probe:TargetReach --v-min 5 --v-max 5", "v_min must be below v_max, got [5.0, 5.0]"),
+        ("train probe:TargetReach --actor-obs eyes", "this one is an array"),
+        ("train prob:TargetReach", "no suite 'prob'; did you mean probe?"),
+        ("train probe:TargetReech", "probe has no task 'TargetReech'; did you mean TargetReach?"),
+        ("train nothing.py:Mine", "no file nothing.py"),
+        ("eval", "missing from reppo eval: RUN"),
+        ("eval nothing", "no policy at nothing"),
+        ("eval . --episodes 0", "--episodes must be at least 1, got 0"),
+        ("resume", "missing from reppo resume: RUN"),
+        ("resume nothing", "nothing is not a run directory: it has no config.json"),
+        ("repro nothing", "no file nothing"),
+    ],
+)
+def test_bad_input_is_one_line(
+    reppo: Reppo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in reppo.refuses(*words.split())
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("columns", ["20", "200"])
+def test_complaints_of_the_parser_lose_their_frame(monkeypatch: pytest.MonkeyPatch, encoding: str, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    with pytest.raises(ConfigError) as caught:
+        cli.arguments("train", ["--norm", "batch"])
+    assert str(caught.value) == "invalid choice 'batch' for argument '--norm'. Expected one of ('rms', 'layer', 'none')."
+
+
+# ------------------------------------------------------------------------------------------- environments
+
+
+def test_a_bare_task_name_is_answered_with_its_suite(reppo: Reppo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(envs, "SUITES", {"probe": envs.SUITES["probe"]})  # the others take seconds to import
+    assert "did you mean probe:TargetReach?" in reppo.refuses("train", "targetreach")
+
+
+def test_a_missing_suite_names_its_extra(reppo: Reppo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
+    assert reppo.refuses("train", "brax:ant") == "brax:ant needs brax: pip install 'reppo[brax]'"
+    code, out, _ = reppo("envs")
+    assert code == 0
+    assert "# brax: not installed: pip install 'reppo[brax]'" in out.splitlines()
+    assert "probe:TargetReach" in out.splitlines()
+
+
+def test_envs_lists_names_for_people_and_machines(reppo: Reppo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(envs, "SUITES", {"probe": envs.SUITES["probe"]})
+    assert reppo("envs", "reach").out == "probe:TargetReach\n"
+    assert json.loads(reppo("envs", "--json").out)["probe"]["tasks"] == envs.SUITES["probe"].adapter().names()
+    assert "no environment here contains 'xyz'" in reppo.refuses("envs", "xyz")
+
+
+#: What is replaced in `ENV`, by what, and the complaint.
+MISTAKES_AT_THE_DOOR = {
+    "import": ("import reppo", "import repo", "could not be imported: ModuleNotFoundError: No module named 'repo'"),
+    "syntax": ("(reppo.Env):", "(reppo.Env)", "mine.py could not be imported: SyntaxError"),
+    "constructor": ("    def reset", "    def __init__(self):\n        1 / 0\n\n    def reset", "in __init__: ZeroDivision"),
+    "reset": ("return jnp.zeros(2), self", "return undefined, self", "mine.py:8, in reset: NameError: name 'undefined'"),
+    "matrix": ("return jnp.zeros(2)", "return jnp.zeros((2, 3))", "is float32[2, 3]; it must be a float vector"),
+    "integers": ("return jnp.zeros(2)", "return jnp.zeros(2, int)", "is int32[2]; it must be a float vector"),
+    "nested": ("return jnp.zeros(2)", "return {'a': {'b': jnp.zeros(2)}}", "use arrays, or one flat dict of arrays"),
+    "value range": ("(0.0, 1.0)", "None", "does not say what its returns are like: set v_min and v_max"),
+}
+MISTAKES_BEFORE_THE_FIRST_STEP = {
+    "step": (
+        "return state, reppo",
+        "raise KeyError('torque')\n        return state, reppo",
+        ", in step: KeyError: 'torque'",
+    ),
+    "nan": ("return jnp.zeros(2)", "return jnp.array([0.0, jnp.nan])", "obs[1] of environment 0 is nan right after reset"),
+    "no state": ("return state, reppo", "return reppo", "mine.py:Mine: ValueError: too many values to unpack"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "message"), MISTAKES_AT_THE_DOOR.values(), ids=MISTAKES_AT_THE_DOOR)
+def test_a_mistake_in_the_users_file(reppo: Reppo, tmp_path: Path, old: str, new: str, message: str) -> None:
+    line = reppo.refuses("train", user_env(tmp_path, (old, new)), *TINY, "--out", tmp_path / "run")
+    assert message in line
+    assert "mine.py" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"), MISTAKES_BEFORE_THE_FIRST_STEP.values(), ids=MISTAKES_BEFORE_THE_FIRST_STEP
+)
+def test_a_mistake_that_shows_when_the_run_begins(reppo: Reppo, tmp_path: Path, old: str, new: str, message: str) -> None:
+    line = reppo.refuses("train", user_env(tmp_path, (old, new)), *TINY, "--out", tmp_path / "run", begun=True)
+    assert message in line
+    assert "mine.py" in line
+    assert not (tmp_path / "run").exists(), "the corrected file can be trained with the same command"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Mime", "defines no 'Mime'; did you mean Mine?"),
+        ("", "name the environment: "),
+        ("Other", "neither a reppo.Env nor"),
+    ],
+)
+def test_a_name_that_the_users_file_does_not_have(reppo: Reppo, tmp_path: Path, name: str, message: str) -> None:
+    env = user_env(tmp_path, ("import reppo", "import reppo\nOther = dict"))
+    assert message in reppo.refuses("train", env.replace(":Mine", f":{name}"), *TINY)
+
+
+# ------------------------------------------------------------------------------------------- directories
+
+
+def test_an_existing_run_is_never_overwritten(reppo: Reppo, finished: Path) -> None:
+    before = contents(finished)
+    line = reppo.refuses("train", "probe:TargetReach", *TINY, "--out", finished)
+    assert line == f"{finished} exists already and is never overwritten; choose another --out, or `reppo resume {finished}`"
+    assert contents(finished) == before
+
+
+def test_a_directory_that_cannot_be_made(reppo: Reppo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("precious")
+    line = reppo.refuses("train", "probe:TargetReach", *TINY, "--out", tmp_path / "file" / "run")
+    assert line == f"cannot create {tmp_path / 'file' / 'run'}: Not a directory"
+    assert (tmp_path / "file").read_text() == "precious"
+
+    def read_only(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", read_only)  # tests may be run by root, who may write anywhere
+    line = reppo.refuses("train", "probe:TargetReach", *TINY, "--out", tmp_path / "run")
+    assert line == f"cannot create {tmp_path / 'run'}: Read-only file system"
+
+
+def test_wandb_that_is_not_installed(reppo: Reppo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    line = reppo.refuses("train", "probe:TargetReach", *TINY, "--wandb", "mine", "--out", tmp_path / "run")
+    assert line == "--wandb needs wandb: pip install 'reppo[wandb]'"
+    assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------------------- eval
+
+
+def test_eval_reports_fresh_episodes(reppo: Reppo, finished: Path) -> None:
+    code, out, err = reppo("eval", finished, "--episodes", 8, "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert (report["env"], report["episodes"], report["seed"]) == ("probe:TargetReach", 8, 0)
+    assert len(report["returns"]) == 8
+    assert report["return_mean"] == pytest.approx(np.mean(report["returns"]))
+    assert report["return_min"] <= report["return_mean"] <= report["return_max"]
+    out = reppo("eval", finished / "policy.npz", "--episodes", 8).out
+    assert out.startswith(f"probe:TargetReach: return {report['return_mean']:.2f} ± {report['return_std']:.2f} (min ")
+    assert out.endswith(" over 8 greedy episodes of 50 steps, seed 0\n")
+    assert json.loads(reppo("eval", finished, "--episodes", 8, "--seed", 1, "--json").out)["returns"] != report["returns"]
+
+
+def test_eval_of_several_seeds(reppo: Reppo, finished: Path) -> None:
+    for seed in (2, 10):
+        shutil.copy(finished / "policy.npz", finished / f"policy_seed{seed}.npz")
+    (finished / "policy.npz").unlink()
+    report = json.loads(reppo("eval", finished, "--episodes", 8, "--json").out)
+    assert [entry["policy"] for entry in report["policies"]] == ["policy_seed2.npz", "policy_seed10.npz"]
+    assert report["episodes"] == 16
+    lines = reppo("eval", finished, "--episodes", 8).out.splitlines()
+    assert [line.split()[0] for line in lines] == ["probe:TargetReach", "policy_seed2.npz", "policy_seed10.npz", "all"]
+
+
+def test_eval_of_what_is_no_policy(reppo: Reppo, finished: Path, tmp_path: Path) -> None:
+    assert "config.json is not a policy of this program" in reppo.refuses("eval", finished / "config.json")
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    assert "other.npz is not a policy of this program" in reppo.refuses("eval", tmp_path / "other.npz")
+    line = reppo.refuses("eval", finished, "--env", "probe:ActionReward")
+    assert line == "the policy maps 2 observations to 1 actions, but probe:ActionReward has 1 and 1"
+    (finished / "policy.npz").unlink()
+    assert "holds no policy (policy.npz)" in reppo.refuses("eval", finished)
+
+
+# ------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "out of memory: try fewer --num-envs"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4294967296 bytes."), "(it asked for 4.0 GiB more)"),
+        (OSError(errno.ENOSPC, "No space left on device", "x/y"), "No space left on device: x/y"),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)
+def test_errors_that_a_user_can_mend(reppo: Reppo, monkeypatch: pytest.MonkeyPatch, error: BaseException, line: str) -> None:
+    def fail(args: object) -> None:
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "envs", (cli.EnvsArgs, fail))
+    code, out, err = reppo("envs")
+    assert (code, out) == (cli.INTERRUPTED if isinstance(error, KeyboardInterrupt) else cli.USER_ERROR, "")
+    assert line in err
+    assert err.count("\n") == 1
+
+
+def test_errors_of_ours_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(args: object) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setitem(cli.COMMANDS, "envs", (cli.EnvsArgs, fail))
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        cli.main(["envs"])
 
 
 # ------------------------------------------------------------------------------------------- resume and repro
@@ -104,30 +442,10 @@ def test_resume_accepts_options_that_the_run_has_already(reppo: Reppo, finished:
     assert after["metrics.csv"] == before["metrics.csv"]
 
 
-@pytest.mark.parametrize(("words", "message"), [(["resume"], "RUN"), (["resume", "."], "config.json")])
-def test_resume_needs_a_run(reppo: Reppo, words: list[str], message: str) -> None:
-    assert message in reppo.refuses(*words)
-
-
-NAN_REWARD = """
-import jax.numpy as jnp
-import reppo
-
-class Broken(reppo.Env):
-    action_size, value_range = 1, (0.0, 1.0)
-
-    def reset(self, key):
-        return jnp.zeros(2), jnp.zeros(2)
-
-    def step(self, state, action, key):
-        return state, reppo.Transition(state, jnp.float32(jnp.nan), jnp.array(False))
-"""
-
-
 def test_a_diverged_run_has_its_own_exit_code_and_can_be_reproduced(reppo: Reppo, tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text(NAN_REWARD)
     run = tmp_path / "run"
-    code, _, err = reppo("train", f"{tmp_path / 'broken.py'}:Broken", *TINY, "--out", run)
+    env = user_env(tmp_path, ("jnp.float32(0.0)", "jnp.float32(jnp.nan)"))
+    code, _, err = reppo("train", env, *TINY, "--out", run)
     assert code == cli.DIVERGED
     assert err.count("\n") == 1
     assert "100% of the environment's steps returned numbers that are not finite" in err
@@ -153,20 +471,25 @@ def start(*words: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    """Until a process has written something into a file."""
-    while not (path.is_file() and path.stat().st_size):
+def wait_for(path: Path, process: subprocess.Popen[str], lines: int = 1) -> None:
+    """Until a process has written so many lines into a file."""
+    while not path.is_file() or path.read_text().count("\n") < lines:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
 
 
 def test_a_signal_ends_a_run_in_good_order_and_resume_goes_on(reppo: Reppo, tmp_path: Path) -> None:
     run = tmp_path / "a run"
-    process = start("train", "probe:TargetReach", *TINY, "--total-steps", "1e9", "--out", run)
-    wait_for(run / "metrics.csv", process)
+    words = ["--total-steps", "1e9", "--v-max", "0.5"]
+    process = start("train", "probe:TargetReach", *TINY, *words, "--out", run)
+    wait_for(run / "metrics.csv", process, lines=loop.SETTLED + 4)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == cli.STOPPED, err
+    (warning,) = [line for line in out.splitlines() if "warning: " in line]
+    assert re.search(
+        r"\d+% of the value targets leave the support \[0, 0.5\]: they are between .* and .*; set --v-min", warning
+    )
     assert f"steps; `reppo resume '{run}'` goes on" in err.splitlines()[-1]
     assert "Traceback" not in err
     done = len(iterations(run))

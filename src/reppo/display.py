@@ -30,7 +30,7 @@ from reppo.sinks import Event, Rows
 
 FRAMES_PER_SECOND = 4
 MAX_WIDTH = 100  #: of the panel: a longer line is hard to read
-TWO_COLUMNS = 72  #: terminal width from which the numbers stand in two columns
+TWO_COLUMNS = 80  #: terminal width from which the numbers stand in two columns
 CHART_ROWS = (3, 9)  #: fewest and most rows of the learning curve; where there are fewer it is left out
 CHART_WIDTH = 32  #: terminal width below which the learning curve is left out
 WARNINGS = 3  #: how many of the latest warnings stay in sight

@@ -278,7 +278,7 @@ def train(
     if out is None:
         return _drive(run, list(sinks), clock, interrupt)
     run.directory = run_directory.create(Path(out), run.description)
-    with run_directory.locked(run.directory):
+    with run_directory.locked(run.directory), run_directory.dropped_unless_begun(run.directory):
         return _drive(run, list(sinks), clock, interrupt)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import functools
 import inspect
 import io
 import itertools
@@ -15,7 +16,7 @@ import math
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import tyro
@@ -43,8 +44,10 @@ class Option(NamedTuple):
     meaning: str
 
 
-def options_of(cls: type) -> Iterator[Option]:
+@functools.cache
+def options_of(cls: type) -> tuple[Option, ...]:
     """The fields of a dataclass in their order."""
+    found = []
     source = textwrap.dedent(inspect.getsource(cls))
     lines, hints = source.splitlines(), typing.get_type_hints(cls)
     definition = ast.parse(source).body[0]
@@ -53,7 +56,8 @@ def options_of(cls: type) -> Iterator[Option]:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(following, ast.Expr):
             sections = [line.strip("#- ") for line in lines[: node.lineno] if line.strip().startswith("# ----")]
             meaning = " ".join(ast.literal_eval(following.value).split())
-            yield Option(node.target.id, hints[node.target.id], sections[-1] if sections else "", meaning)
+            found.append(Option(node.target.id, hints[node.target.id], sections[-1] if sections else "", meaning))
+    return tuple(found)
 
 
 def flag(name: str) -> str:

@@ -79,6 +79,17 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def dropped_unless_begun(path: Path) -> Iterator[None]:
+    """Remove a directory that `create` has made, if the run fails before it has anything that could be resumed."""
+    try:
+        yield
+    except Exception:
+        if not (path / "checkpoints").exists():
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 

@@ -1,0 +1,129 @@
+"""The documentation says what the program does: options, metrics, commands, links."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib.util
+import re
+import shlex
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import reppo
+from reppo import cli, envs, options
+from reppo.config import Config, preset
+from reppo.loop import Run
+
+ROOT = Path(__file__).parent.parent
+PENDING = {"docs/reliability.md"}  #: pages that are linked to before they are written
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+def test_the_options_are_those_of_the_code() -> None:
+    path = ROOT / "docs" / "generate_options.py"
+    spec = importlib.util.spec_from_file_location("generate_options", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "options.md").read_text() == module.document(), "run `make options`"
+
+
+def documented_columns() -> dict[str, list[str]]:
+    """The columns that docs/metrics.md defines, by the section that it defines them in."""
+    columns: dict[str, list[str]] = {}
+    section = ""
+    for line in (ROOT / "docs" / "metrics.md").read_text().splitlines():
+        if line.startswith("## "):
+            section = line.removeprefix("## ").partition(":")[0].strip("`")
+        elif line.startswith("| `"):
+            columns.setdefault(section, []).extend(re.findall(r"`([^`]+)`", line.split(" | ")[0]))
+    return columns
+
+
+@pytest.mark.parametrize("table", ["metrics.csv", "evaluations.csv"])
+def test_every_column_is_documented_and_every_documented_column_exists(trained: Run, table: str) -> None:
+    assert trained.directory is not None
+    with (trained.directory / table).open() as file:
+        emitted = next(csv.reader(file))
+    documented = documented_columns()
+    assert sorted(emitted) == sorted(documented["Both tables"] + documented[table])
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"\w+:", target):
+            continue  # of the web
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists() or target in PENDING, target
+        assert not anchor or anchor in anchors(path), target
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of every `reppo` command in the shell blocks of a page."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = [part for block in blocks for line in block.splitlines() for part in line.split("&&")]
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line[1:] for line in words if line[:1] == ["reppo"]]
+
+
+SHOWN = [(page, words) for page in PAGES for words in commands(page)]
+
+
+@pytest.mark.parametrize(("page", "words"), SHOWN, ids=[" ".join(words) for _, words in SHOWN])
+def test_every_command_that_is_shown_is_real(page: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    command, *rest = words
+    assert command in cli.COMMANDS
+    if command == "resume":  # the run of the example is not there
+        options.parse(cli.ResumeArgs, rest, command, shown=cli.loop.RESUMABLE)
+        return
+    args = cli.arguments(command, rest)
+    if command == "train":
+        args.config.validate()
+        suite, _, task = args.env.partition(":")
+        assert task
+        if suite.endswith(".py"):
+            assert Path(suite).exists() or suite.startswith("path/to/"), suite
+        else:
+            assert suite in envs.SUITES
+            assert envs.missing(envs.SUITES[suite]) or task in envs.SUITES[suite].adapter().names()
+
+
+def test_every_extra_that_is_shown_exists() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for page in PAGES:
+        for group in re.findall(r"(?:reppo|\.)\[([\w,]+)\]'", page.read_text()):
+            assert set(group.split(",")) <= extras.keys(), (page, group)
+    assert {suite.extra for suite in envs.SUITES.values()} - {None} <= extras.keys()
+
+
+def test_every_public_name_is_there() -> None:
+    for name in reppo.__all__:
+        assert getattr(reppo, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        reppo.nothing  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_every_preset_is_sound() -> None:
+    for name in reppo.PRESETS:
+        preset(name).validate()
+
+
+def test_every_option_has_a_meaning_and_a_section() -> None:
+    found = options.options_of(Config)
+    assert [option.name for option in found] == [field.name for field in dataclasses.fields(Config)]
+    assert all(option.meaning and option.section for option in found)
