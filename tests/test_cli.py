@@ -508,8 +508,11 @@ def test_ctrl_c_while_compiling_ends_a_run_at_once(tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
+# A shell starts its background jobs with SIGINT ignored, and so then are the tests: not what they are about.
 SLOW_IMPORT = """
-import sys, time
+import signal, sys, time
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 class Slow:
     def find_spec(self, name, path, target=None):
