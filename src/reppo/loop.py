@@ -31,7 +31,6 @@ from reppo.interrupt import Interrupt, Stopped
 from reppo.plot import plot_run, read_rows
 from reppo.provenance import provenance
 from reppo.reppo import STEPS_PER_MINIBATCH, make_learner
-from reppo.run_directory import new_run_name as new_run_name
 from reppo.sinks import CsvSink, Event, Sink, TensorBoardSink
 from reppo.types import PyTree
 
