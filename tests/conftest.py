@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from reppo.loop import Run
 # On a machine with an accelerator, too: several tests compare bits, which only a CPU promises.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+
+# A shell starts its background jobs with SIGINT ignored, and the processes that tests start would inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline, because the first example of a shape compiles; the same examples every time, so that failures can be repeated.
 settings.register_profile("reppo", deadline=None, derandomize=True, max_examples=40)
