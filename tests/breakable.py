@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -129,7 +130,7 @@ class Recorder:
         self.events.append(event)
         seen = sum(e.kind == self.kind for e in self.events)
         if self.interrupt is not None and event.kind == self.kind and seen == self.stop_after:
-            self.interrupt.requested = True
+            self.interrupt.requested = signal.SIGTERM
 
     def close(self) -> None:
         self.closed = True

@@ -163,7 +163,7 @@ def _step_and_gradients(
 def _gradient_lines(gradients: dict[str, PyTree]) -> list[str]:
     lines = []
     for name, gradient in gradients.items():
-        bad, norm = _wrong(gradient, f"gradient of the {name}, ", state=True), float(optax.global_norm(gradient))
+        bad, norm = _wrong(gradient, f"gradient of the {name}, ", state=True), float(optax.tree.norm(gradient))
         lines += [f"  {line}" for line in bad[:3]]
         if len(bad) > 3:
             lines.append(f"    ... and {len(bad) - 3} more arrays of it")

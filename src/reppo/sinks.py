@@ -78,8 +78,9 @@ class CsvSink:
             table.writeheader()
         elif header != columns:
             file.close()
-            different = ", ".join(sorted(set(header) ^ set(columns))) or "their order"
-            raise ConfigError(f"{path} has other columns than this version writes: {different}")
+            different = [name[:40] for name in sorted(set(header) ^ set(columns))]
+            listed = ", ".join([*different[:4], *["..."] * (len(different) > 4)]) or "their order"
+            raise ConfigError(f"{path} has other columns than this version writes: {listed}")
         return file, table
 
     def flush(self) -> None:
