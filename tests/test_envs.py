@@ -26,6 +26,12 @@ from reppo.envs.spec import EnvSpec, resolve, suggest_keys
 N = 2
 
 
+def jax_env(name: str) -> Env:
+    env = envs.make(name)
+    assert isinstance(env, Env)
+    return env
+
+
 class Steps(NamedTuple):
     """What an adapter and what its simulator said in ``T`` steps from the same states; leaves ``[T, N, ...]``."""
 
@@ -95,7 +101,7 @@ def own_brax_step(env: Env) -> Any:
 
 
 def test_playground_keeps_the_true_successor() -> None:
-    env = envs.make("playground:CartpoleBalance")
+    env = jax_env("playground:CartpoleBalance")
     actions = np.tile(np.array([[[0.8], [-0.5]]]), (5, 1, 1))
     steps = compare(env, own_brax_step(env), 2, actions)
     check(steps, 2)
@@ -107,7 +113,7 @@ def test_playground_keeps_the_true_successor() -> None:
 
 def test_brax_terminates_and_truncates() -> None:
     # Pushed with all its might the pole falls; with nothing it stays up beyond the limit.
-    env = envs.make("brax:inverted_pendulum")
+    env = jax_env("brax:inverted_pendulum")
     actions = np.tile(np.array([[[1.0], [0.0]]]), (30, 1, 1))
     steps = compare(env, own_brax_step(env), 12, actions)
     check(steps, 12)
@@ -117,7 +123,7 @@ def test_brax_terminates_and_truncates() -> None:
 
 
 def test_gymnax_equals_the_pendulum_by_hand() -> None:
-    env = envs.make("gymnax:Pendulum-v1")
+    env = jax_env("gymnax:Pendulum-v1")
     assert (env.spec().action_low, env.spec().action_high, env.episode_length) == (-2.0, 2.0, 200)
 
     def own_step(state: Any, action: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -269,7 +275,7 @@ def test_an_environment_from_a_file(own: Path, monkeypatch: pytest.MonkeyPatch) 
     env = envs.make("own.py:Mine")
     assert env.name == f"{own}:Mine", "a name that makes it again, from anywhere"
     assert type(envs.make(env.name)).__name__ == "Mine"
-    assert envs.make("own.py:short").episode_length == 7
+    assert jax_env("own.py:short").episode_length == 7
 
 
 @pytest.mark.parametrize(

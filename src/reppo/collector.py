@@ -1,6 +1,7 @@
 """Where a run's rollouts come from: one interface for the training loop, whatever steps the environments.
 
-`JaxCollector` steps environments that are written in JAX, in one compiled program over all seeds.
+`JaxCollector` steps environments that are written in JAX, in one compiled program over all seeds;
+`reppo.host_collector.HostCollector` steps all others.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Collected(NamedTuple):
     """What one iteration has seen; leaves ``[K, T, N, ...]``."""
 
     rows: Rollout
-    episodes: Metrics  #: ``episode_return``, ``episode_length`` and whether ``episode_done``
+    #: ``episode_return``, ``episode_length``, whether ``episode_done``, and where rows are spent on a reset: ``reset``
+    episodes: dict[str, Any]
     fault: Fault | None  #: the first step of every seed that was no transition, ``[K]``, where it can be made again
     invalid_resets: Any  #: first states that were not finite, and are not used, ``[K]``
 
@@ -67,6 +69,8 @@ class Evaluation(NamedTuple):
 
 class Collector(Protocol):
     """The environments of a run, ``N`` for each of its ``K`` seeds, and all that is known of how they are stepped."""
+
+    preparation: str  #: what `start` does, in words for the user
 
     @property
     def env_state(self) -> PyTree:
@@ -90,26 +94,6 @@ class Collector(Protocol):
 
     def close(self) -> None:
         """Give back what the environments hold; they are of no use afterwards."""
-
-
-class FirstEpisodes:
-    """The first episode of each environment, arrays of one shape; what follows it is left out.
-
-    Every environment counts once: counting all episodes that end within some time would count the short ones more often.
-    """
-
-    def __init__(self, shape: tuple[int, ...]):
-        self.returns = np.zeros(shape)
-        self.lengths = np.zeros(shape, int)
-        self.broken = np.zeros(shape, bool)
-        self.running = np.ones(shape, bool)
-
-    def add(self, reward: np.ndarray, over: np.ndarray, broken: np.ndarray) -> None:
-        """One step of every environment, whether it was an episode's last, and whether that is for its numbers."""
-        self.returns += np.where(self.running, reward, 0.0)
-        self.lengths += self.running
-        self.broken |= self.running & broken
-        self.running &= ~(over | broken)
 
 
 # --------------------------------------------------------------------------------------------- environments in JAX
@@ -176,11 +160,14 @@ def make_programs(env: AutoReset, eval_env: AutoReset, learner: Learner, config:
 class JaxCollector:
     """Environments written in JAX: a rollout is one compiled program over all seeds."""
 
+    preparation = "compiling the simulator, drawing first states"
+
     def __init__(self, env: Env, spec: EnvSpec, learner: Learner, config: Config, keys: Keys):
         self.spec, self.config, self.keys = spec, config, keys
         self.num_seeds = len(keys.roots)
-        self.vector_env = AutoReset(env, config.num_envs, spec.episode_length)
-        self.eval_env = AutoReset(env, min(config.eval_episodes, config.num_envs), spec.episode_length)
+        bounds = spec.action_low, spec.action_high
+        self.vector_env = AutoReset(env, config.num_envs, spec.time_limit, bounds)
+        self.eval_env = AutoReset(env, min(config.eval_episodes, config.num_envs), spec.time_limit, bounds)
         self.programs = make_programs(self.vector_env, self.eval_env, learner, config, self.num_seeds)
         #: iterations between draws of new first states
         self.refresh_period = -(-self.vector_env.refresh_every // config.num_steps)

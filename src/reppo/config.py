@@ -115,6 +115,10 @@ class Config:
     # ---- environment
     episode_length: int | None = None
     """Time limit in steps; unset: the environment's own."""
+    action_low: float | None = None
+    """Lower bound of actions, for an environment that does not bound them itself."""
+    action_high: float | None = None
+    """Upper bound of such actions."""
     stagger_episodes: bool = True
     """Start the environments at random points of their time limit, so that episodes do not end in step."""
 
@@ -204,6 +208,12 @@ class Config:
             raise ConfigError(f"score_q needs estimator_samples >= 2 for its baseline, got {self.estimator_samples}")
         if self.v_min is not None and self.v_max is not None and not self.v_min < self.v_max:
             raise ConfigError(f"v_min must be below v_max, got [{self.v_min}, {self.v_max}]")
+        if (self.action_low is None) != (self.action_high is None):
+            raise ConfigError("action_low and action_high belong together: set both, or neither")
+        if self.action_low is not None and self.action_high is not None and not self.action_low < self.action_high:
+            raise ConfigError(f"action_low must be below action_high, got [{self.action_low}, {self.action_high}]")
+        if self.episode_length is not None and self.episode_length < 1:
+            raise ConfigError(f"episode_length must be positive, got {self.episode_length}")
 
 
 def _is_a(value: Any, hint: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,10 @@ import numpy as np
 from reppo import envs
 from reppo.config import ConfigError
 from reppo.envs.autoreset import AutoReset, First
+from reppo.envs.host import HostVectorEnv
+from reppo.envs.spec import EnvSpec
 from reppo.export import SavedPolicy
+from reppo.interrupt import Interrupt
 from reppo.types import PyTree
 
 MAX_PARALLEL = 128  #: environments in which `evaluate_policy` steps at once
@@ -52,8 +57,46 @@ def advance(env: AutoReset, action_of: Callable[[PyTree], jax.Array], episodes: 
     return jax.lax.scan(step, episodes, jax.random.split(key, CHUNK))[0]
 
 
+class FirstEpisodes:
+    """The same count in NumPy, for environments on the host; arrays ``[N]``."""
+
+    def __init__(self, num_envs: int):
+        self.returns = np.zeros(num_envs)
+        self.lengths = np.zeros(num_envs, int)
+        self.running = np.ones(num_envs, bool)
+        self.broken = np.zeros(num_envs, bool)
+
+    def add(self, reward: np.ndarray, over: np.ndarray, broken: np.ndarray) -> None:
+        """One step of every environment, whether it was an episode's last, and whether that is for its numbers."""
+        self.returns += np.where(self.running, reward, 0.0)
+        self.lengths += self.running
+        self.broken |= self.running & broken
+        self.running &= ~(over | broken)
+
+
+def first_episodes(
+    env: HostVectorEnv, action_of: Callable[[PyTree], np.ndarray], seed: int, interrupt: Interrupt | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Returns, lengths and which are broken, ``[N]`` each, of fresh episodes on the host under ``action_of(obs)``, with
+    actions in [-1, 1].
+
+    None where ``interrupt`` asked to stop.
+    """
+    obs = env.reset(seed)
+    episodes = FirstEpisodes(env.num_envs)
+    for _ in range(env.spec.time_limit):
+        if interrupt is not None and interrupt.requested:
+            return None
+        step = env.step(action_of(obs))
+        obs = step.obs
+        episodes.add(step.reward, step.terminated | step.truncated, ~step.valid)
+        if not episodes.running.any():
+            break
+    return episodes.returns, episodes.lengths, episodes.broken
+
+
 def evaluate_policy(
-    policy: SavedPolicy, env: envs.Env, *, episodes: int, seed: int, episode_length: int | None = None
+    policy: SavedPolicy, env: envs.AnyEnv, *, episodes: int, seed: int, episode_length: int | None = None
 ) -> dict[str, np.ndarray]:
     """Greedy episodes of a saved policy: ``{"returns": [episodes], "lengths": [episodes]}``.
 
@@ -67,11 +110,26 @@ def evaluate_policy(
             f"the policy maps {policy.obs_size} observations to {policy.action_size} actions, "
             f"but {spec.name} has {sizes[0]} and {sizes[1]}"
         )
+    length = episode_length or spec.episode_length or policy.episode_length
+    if length is None:
+        raise ConfigError(f"{spec.name} has no time limit, and the policy was saved by a version that did not note it")
+    bounded = bool(np.isfinite([spec.action_low, spec.action_high]).all())
+    low, high = (spec.action_low, spec.action_high) if bounded else policy.bounds
+    spec = dataclasses.replace(spec, action_low=low, action_high=high, episode_length=length)
     num_envs = min(episodes, MAX_PARALLEL)
-    vector_env = AutoReset(env, num_envs, episode_length or spec.episode_length)
+    batches = (_on_host if isinstance(env, envs.HostEnv) else _in_jax)(
+        policy, env, spec, num_envs, -(-episodes // num_envs), seed
+    )
+    returns, lengths = (np.concatenate(parts)[:episodes] for parts in zip(*batches, strict=True))
+    return {"returns": returns, "lengths": lengths}
+
+
+def _in_jax(policy: SavedPolicy, env: Any, spec: EnvSpec, num_envs: int, number: int, seed: int) -> list[tuple[Any, Any]]:
+    """Returns and lengths of ``number`` batches of ``N`` episodes."""
+    vector_env = AutoReset(env, num_envs, spec.time_limit, (spec.action_low, spec.action_high))
 
     @jax.jit
-    def first_episodes(key: jax.Array) -> Episodes:
+    def episodes(key: jax.Array) -> Episodes:
         key_first, key_steps = jax.random.split(key)
         start = (jnp.array(0), begin(vector_env, vector_env.first(key_first)))
 
@@ -81,7 +139,13 @@ def evaluate_policy(
 
         return jax.lax.while_loop(lambda carry: carry[1].running.any(), chunk, start)[1]
 
-    keys = jax.random.split(jax.random.key(seed), -(-episodes // num_envs))
-    batches = [jax.device_get(first_episodes(key)) for key in keys]
-    returns, lengths = (np.concatenate([getattr(b, name) for b in batches])[:episodes] for name in ("returns", "lengths"))
-    return {"returns": returns, "lengths": lengths}
+    batches = [jax.device_get(episodes(key)) for key in jax.random.split(jax.random.key(seed), number)]
+    return [(batch.returns, batch.lengths) for batch in batches]
+
+
+def _on_host(policy: SavedPolicy, env: Any, spec: EnvSpec, num_envs: int, number: int, seed: int) -> list[tuple[Any, Any]]:
+    """The same of environments on the host."""
+    with contextlib.closing(env.start(spec, num_envs)) as vector_env:
+        seeds = np.random.default_rng(seed).integers(0, 2**31, number)
+        batches = [first_episodes(vector_env, policy.squashed, int(first)) for first in seeds]
+    return [batch[:2] for batch in batches if batch is not None]

@@ -54,6 +54,7 @@ def save_policy(path: Path, policy: Any, spec: EnvSpec) -> None:
         "obs_sizes": [spec.obs_size((k,)) for k in keys],
         "layers": len(layers),
         "min_std": policy.actor.min_std,
+        "episode_length": spec.episode_length,
     }
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
     with replacing(path) as file:
@@ -75,6 +76,7 @@ class SavedPolicy:
         self.obs_keys: tuple[str, ...] = tuple(meta["obs_keys"])
         self.obs_size: int = sum(meta["obs_sizes"])
         self.min_std: float = meta["min_std"]
+        self.episode_length: int | None = meta.get("episode_length")  #: time limit of the training
         self._layers: int = meta["layers"]
         self._arrays = arrays
         for name, shape in self._shapes().items():
@@ -93,6 +95,11 @@ class SavedPolicy:
     @property
     def action_size(self) -> int:
         return len(self._arrays["action_low"])
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds of the actions, ``[A]`` each."""
+        return self._arrays["action_low"], self._arrays["action_high"]
 
     def __call__(self, obs: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
         """Greedy action ``[..., A]``, float32, in the environment's own units."""

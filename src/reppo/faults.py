@@ -50,7 +50,7 @@ def _save(path: Path, kind: str, tree: PyTree, run: dict[str, Any]) -> None:
         np.savez(file, **{"meta": np.frombuffer(meta.encode(), np.uint8), **to_host(tree)})  # pyright: ignore[reportArgumentType]
 
 
-def replay(path: Path, env: envs.Env | None = None) -> str:
+def replay(path: Path, env: envs.AnyEnv | None = None) -> str:
     """Make it again; says what came out.
 
     Args:
@@ -63,6 +63,8 @@ def replay(path: Path, env: envs.Env | None = None) -> str:
     arrays, meta = _load(path)
     config = Config.from_json(meta["config"], str(path))
     env = env or envs.make(meta["env"])
+    if not isinstance(env, envs.Env):
+        raise ConfigError(f"{meta['env']} runs on the host, where nothing can be made again")
     spec = resolve(env.spec(), config)
     like, again = (_step_like(env), _step) if meta["kind"] == "step" else (_update_like(config, spec), _update)
     try:
@@ -89,7 +91,7 @@ def _step_like(env: envs.Env) -> PyTree:
 
 
 def _step(saved: PyTree, env: envs.Env, config: Config, spec: EnvSpec) -> str:
-    vector_env = AutoReset(env, config.num_envs, spec.episode_length)
+    vector_env = AutoReset(env, config.num_envs, spec.time_limit, (spec.action_low, spec.action_high))
     after, transition = jax.jit(vector_env.step_alone)(saved["state"], saved["action"], saved["key"], saved["index"])
     wrong = [*_wrong(transition.obs, "obs"), *_wrong(transition.reward, "reward"), *_wrong(after, "state", state=True)]
     place = f"environment {int(saved['index'])}, action {np.asarray(saved['action']).tolist()}"

@@ -25,8 +25,10 @@ import numpy as np
 from reppo import checkpoint, envs, export, faults, run_directory
 from reppo.collector import Collected, Collector, Evaluation, JaxCollector, Keys, Stream, compile_over_seeds
 from reppo.config import PRESETS, Config, ConfigError
+from reppo.envs.host import SimulatorError
 from reppo.envs.spec import EnvSpec, resolve
 from reppo.files import write_json
+from reppo.host_collector import HostCollector
 from reppo.interrupt import Interrupt, Stopped
 from reppo.plot import plot_run, read_rows
 from reppo.provenance import provenance
@@ -53,13 +55,14 @@ class Run:
         notes: what the user has yet to be told.
     """
 
-    def __init__(self, env: envs.Env, config: Config, seeds: Sequence[int], directory: Path | None):
+    def __init__(self, env: envs.AnyEnv, config: Config, seeds: Sequence[int], directory: Path | None):
         config.validate()
         self.config, self.seeds, self.directory = config, list(seeds), directory
         self.spec: EnvSpec = resolve(env.spec(), config)
         self.learner = make_learner(config, self.spec)
         self.key = Keys(self.seeds)
-        self.collector: Collector = JaxCollector(env, self.spec, self.learner, config, self.key)
+        kind = HostCollector if isinstance(env, envs.HostEnv) else JaxCollector
+        self.collector: Collector = kind(env, self.spec, self.learner, config, self.key)  # pyright: ignore
         self.init = compile_over_seeds(self.learner.init, len(self.seeds), [0])
         # The state is not donated: where a gradient is not finite, it takes the old one to make it again.
         self.update = compile_over_seeds(self.learner.update, len(self.seeds), [0, 0, 0])
@@ -144,6 +147,9 @@ class Run:
             done = episodes["episode_done"][k]
             row = {"seed": float(seed), "iteration": float(self.iteration), "env_steps": float(self.env_steps)}
             row |= {name: float(values[k]) for name, values in sorted(metrics.items())}
+            # The learner leaves out all rows that are no transition; only some of them are an accident.
+            row["train/reset_rows"] = float(episodes["reset"][k].sum()) if "reset" in episodes else 0.0
+            row["train/invalid_rows"] -= row["train/reset_rows"]
             row["episode/count"] = float(done.sum())
             row["episode/return"] = float(episodes["episode_return"][k][done].mean()) if done.any() else np.nan
             row["episode/length"] = float(episodes["episode_length"][k][done].mean()) if done.any() else np.nan
@@ -233,7 +239,7 @@ def evaluation_points(config: Config) -> set[int]:
 
 # --------------------------------------------------------------------------------------------- train and resume
 
-EnvLike = str | envs.Env | type[envs.Env] | Callable[[], envs.Env]
+EnvLike = str | envs.AnyEnv | Callable[[], Any] | Any
 
 
 def train(
@@ -250,7 +256,9 @@ def train(
     """Train REPPO and return the finished run.
 
     Args:
-        env: ``suite:Task``, ``path/to/file.py:MyEnv``, a `reppo.Env`, its class, or a function that makes it.
+        env: ``suite:Task``, ``path/to/file.py:MyEnv``, ``module:MyEnv``; or a `reppo.Env`, its class, or a function that
+            makes it; or a class or function that makes a `gymnasium.Env`; or a `gymnasium.vector.VectorEnv`, or a function
+            that makes one (see ``docs/environments.md``).
         config: the configuration; unset, the preset for this machine's hardware (see `default_preset`).
         seed: the first seed.
         num_seeds: how many seeds, ``seed, seed + 1, ...``, to train at once on this device.
@@ -384,7 +392,7 @@ def changed_provenance(written: dict[str, Any], now: dict[str, Any]) -> str:
     return ", ".join(changed)
 
 
-def _same_env(description: dict[str, Any], env: EnvLike | None) -> envs.Env:
+def _same_env(description: dict[str, Any], env: EnvLike | None) -> envs.AnyEnv:
     name = description["env"]
     if env is None and ":" not in name:
         raise ConfigError(f"this run's environment, {name}, was made in Python: resume it there, reppo.resume(..., env=...)")
@@ -411,9 +419,17 @@ def _drive(run: Run, sinks: list[Sink], clock: Clock, interrupt: Interrupt | Non
         for sink in [*sinks, *files]:
             stack.callback(sink.close)
             sink.begin(run.description)
-        for event in advance(run, keeper, clock, interrupt or Interrupt(str)):
-            for sink in [*files, *sinks]:
-                sink.write(event)
+        try:
+            for event in advance(run, keeper, clock, interrupt or Interrupt(str)):
+                for sink in [*files, *sinks]:
+                    sink.write(event)
+        except SimulatorError as error:
+            # What has been learned is sound: the rollout in which it happened is lost, and nothing else.
+            if run.state is None or run.iteration == 0 or directory is None:
+                raise
+            keeper.save()
+            keeper.wait()
+            raise SimulatorError(f"{error}; saved at {run.env_steps:,} steps, `reppo resume {directory}` goes on") from error
         keeper.wait()
         if directory is not None:
             run.save_policies()
@@ -509,7 +525,7 @@ def advance(run: Run, keeper: Keeper, clock: Clock, interrupt: Interrupt) -> Ite
         # Until the first iteration is done the process may be stopped at any moment: the disk has all that matters.
         compiling.enter_context(interrupt.expendable())
         if run.state is None:
-            yield Event.status("compiling the simulator, drawing first states")
+            yield Event.status(run.collector.preparation)
             run.start()
         else:
             yield Event.status(f"resuming at {run.env_steps:,} steps")

@@ -21,7 +21,7 @@ Metrics = dict[str, jax.Array]
 
 
 class TimeStep(NamedTuple):
-    """What every vector environment returns for one step; leaves are ``[N, ...]``.
+    """What every vector environment returns for one step, in JAX or, on the host, in NumPy; leaves are ``[N, ...]``.
 
     ``terminated`` ends the return: nothing follows. ``truncated`` only ends the episode: the value of
     ``next_obs`` follows. The two are never both true, and never merged into one ``done``.
@@ -29,11 +29,11 @@ class TimeStep(NamedTuple):
 
     obs: PyTree  #: what the policy acts on next (after a reset, the new episode's first observation)
     next_obs: PyTree  #: the true successor of the action, also where the environment was reset
-    reward: jax.Array  #: float ``[N]``
-    terminated: jax.Array  #: bool ``[N]``
-    truncated: jax.Array  #: bool ``[N]``
-    valid: jax.Array  #: bool ``[N]``; false where the row is no real transition and must train nothing
-    info: dict[str, jax.Array]  #: episode statistics for logging, ``[N]`` each
+    reward: Any  #: float ``[N]``
+    terminated: Any  #: bool ``[N]``
+    truncated: Any  #: bool ``[N]``
+    valid: Any  #: bool ``[N]``; false where the row is no real transition and must train nothing
+    info: dict[str, Any]  #: episode statistics for logging, ``[N]`` each
 
 
 class Rollout(NamedTuple):

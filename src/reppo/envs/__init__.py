@@ -1,4 +1,4 @@
-"""Environments by name: ``suite:Task``, or ``path/to/file.py:MyEnv`` for one of your own."""
+"""Environments by name: ``suite:Task``, or ``path/to/file.py:MyEnv`` or ``module:MyEnv`` for one of your own."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from reppo.config import ConfigError
 from reppo.envs.base import Env, Transition
+from reppo.envs.host import HostEnv
 from reppo.envs.spec import EnvSpec
 
-__all__ = ["SUITES", "Env", "EnvSpec", "Suite", "Transition", "make", "missing"]
+__all__ = ["SUITES", "AnyEnv", "Env", "EnvSpec", "HostEnv", "Suite", "Transition", "make", "missing"]
+
+AnyEnv = Env | HostEnv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Suite:
     extra: str | None  #: the extra of ``pip install 'reppo[extra]'``
     module: str  #: our adapter, with ``names()`` and ``make(name)``
     about: str
+    lists_all: bool = True  #: whether ``names()`` has every task; otherwise ``make`` judges a name itself
 
     def adapter(self) -> Any:
         return importlib.import_module(self.module)
@@ -37,6 +43,12 @@ SUITES: dict[str, Suite] = {
     ),
     "brax": Suite("brax", "brax", "reppo.envs.brax", "Brax: ant, halfcheetah, humanoid, ..."),
     "gymnax": Suite("gymnax", "gymnax", "reppo.envs.gymnax", "gymnax: classic control with continuous actions"),
+    "gymnasium": Suite(
+        "gymnasium", "gymnasium", "reppo.envs.gymnasium", "Gymnasium: any registered id with continuous actions", False
+    ),
+    "envpool": Suite(
+        "envpool", "envpool", "reppo.envs.envpool", "EnvPool: MuJoCo, dm_control, robots, in fast C++ threads", False
+    ),
     "probe": Suite(None, None, "reppo.envs.probes", "tiny environments with known values, for testing"),
 }
 
@@ -46,25 +58,28 @@ def missing(suite: Suite) -> bool:
     return suite.package is not None and importlib.util.find_spec(suite.package) is None
 
 
-def make(env: str | Env | type[Env] | Callable[[], Env], **options: Any) -> Env:
+def make(env: str | AnyEnv | Callable[[], Any] | Any, **options: Any) -> AnyEnv:
     """An environment from its name, its class, a function that makes it, or itself.
 
     Raises:
         ConfigError: for a name that does not exist (with the nearest ones), or a package that is not installed.
     """
-    if isinstance(env, Env):
+    if isinstance(env, AnyEnv):
         return env
     if not isinstance(env, str):
-        return _checked(env(), getattr(env, "__name__", str(env)))
+        name = getattr(env, "__name__", type(env).__name__)
+        return _checked(env, name, None) if not callable(env) else _checked(env(), name, env)
     suite_name, _, task = env.partition(":")
     if suite_name.endswith(".py"):
         return _from_file(Path(suite_name), task)
+    if suite_name not in SUITES and task and (module := _find_module(suite_name)):
+        return _from_module(module, task, env)
     if not task or suite_name not in SUITES:
         raise ConfigError(_unknown(env))
     suite = SUITES[suite_name]
     if missing(suite):
         raise ConfigError(f"{env} needs {suite.package}: pip install 'reppo[{suite.extra}]'")
-    names = suite.adapter().names()
+    names = suite.adapter().names() if suite.lists_all else [task]
     if task not in names:
         raise ConfigError(f"{suite_name} has no task {task!r}{_nearest(task, names)}")
     return suite.adapter().make(task, **options)
@@ -93,7 +108,7 @@ def _unknown(env: str) -> str:
     return f"an environment is named suite:Task, got {env!r}; {hint}"
 
 
-def _from_file(path: Path, name: str) -> Env:
+def _from_file(path: Path, name: str) -> AnyEnv:
     """``path/to/file.py:MyEnv``: import the file and call the name."""
     if not path.is_file():
         raise ConfigError(f"no file {path}")
@@ -109,18 +124,58 @@ def _from_file(path: Path, name: str) -> Env:
     if not name:
         defined = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Env) and v is not Env]
         raise ConfigError(f"name the environment: {path}:{defined[0] if defined else 'MyEnv'}")
+    return _from_module(module, name, str(path), f"{path.resolve()}:{name}")
+
+
+def _find_module(name: str) -> ModuleType | None:
+    """A module by its dotted name, also one in the current directory; None where there is none.
+
+    Raises:
+        ConfigError: where its import fails.
+    """
+    if not all(part.isidentifier() for part in name.split(".")):
+        return None
+    sys.path.insert(0, os.getcwd())  # a command of the shell does not look there by itself, `python -m` does
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            return None
+        raise ConfigError(f"{name} could not be imported: {error}") from error
+    except Exception as error:
+        raise ConfigError(f"{name} could not be imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(os.getcwd())
+
+
+def _from_module(module: ModuleType, name: str, source: str, made_from: str | None = None) -> AnyEnv:
+    """Call a class or function of a module; the environment is named ``made_from``, or ``source:name``."""
+    source = source.removesuffix(f":{name}")
     if not hasattr(module, name):
-        raise ConfigError(f"{path} defines no {name!r}{_nearest(name, [k for k in vars(module) if not k.startswith('_')])}")
-    made = _checked(getattr(module, name)(), f"{path}:{name}")
-    made.made_from = f"{path.resolve()}:{name}"
+        raise ConfigError(
+            f"{source} defines no {name!r}{_nearest(name, [k for k in vars(module) if not k.startswith('_')])}"
+        )
+    maker = getattr(module, name)
+    if not callable(maker):
+        raise ConfigError(f"{source}:{name} is a {type(maker).__name__}; name a class, or a function that makes one")
+    made = _checked(maker(), f"{source}:{name}", maker)
+    made.made_from = made_from or f"{source}:{name}"
     return made
 
 
-def _checked(env: Any, name: str) -> Env:
-    if isinstance(env, Env):
+def _checked(env: Any, name: str, maker: Callable[[], Any] | None) -> AnyEnv:
+    """What ``maker`` has made, or an object that was given, as one of ours; raises `ConfigError` where it is neither."""
+    if isinstance(env, AnyEnv):
         return env
     if all(hasattr(env, attribute) for attribute in ("reset", "step", "action_size", "observation_size")):
         from reppo.envs.brax_style import BraxStyle
 
         return BraxStyle(env, name, episode_length=1000, value_range=None)
-    raise ConfigError(f"{name} made a {type(env).__name__}, which is neither a reppo.Env nor a Brax environment")
+    if "gymnasium" in sys.modules:  # who has made an environment of Gymnasium's has imported it
+        from reppo.envs import gymnasium
+
+        if (host_env := gymnasium.from_object(env, name, maker)) is not None:
+            return host_env
+    raise ConfigError(
+        f"{name} made a {type(env).__name__}, which is neither a reppo.Env nor an environment of Gymnasium or Brax"
+    )

@@ -113,12 +113,12 @@ class AutoReset:
     the same for the whole run.
     """
 
-    def __init__(self, env: Env, num_envs: int, episode_length: int):
+    def __init__(self, env: Env, num_envs: int, episode_length: int, bounds: tuple[Any, Any] | None = None):
         self.env = env
         self.num_envs = num_envs
         self.episode_length = episode_length
-        self.low = jnp.asarray(env.spec().action_low)
-        self.high = jnp.asarray(env.spec().action_high)
+        low, high = bounds or (env.spec().action_low, env.spec().action_high)
+        self.low, self.high = jnp.asarray(low), jnp.asarray(high)
         # Where a reset simulates 200 steps, as CheetahRun's does, four episodes of 1000 steps make it 5 % of the cost.
         self.refresh_every = 1 if env.cheap_reset else 4 * episode_length
 

@@ -7,9 +7,9 @@ import subprocess
 from typing import Any, cast
 
 from reppo.config import ConfigError
+from reppo.envs import value_ranges
 from reppo.envs.brax_style import BraxStyle
 
-DMC_VALUE_RANGE = (0.0, 150.0)  #: rewards are in [0, 1], so returns are below 100 at gamma 0.99; the rest is for entropy
 DOWNLOAD = "REPPO_ALLOW_DOWNLOAD"  #: environment variable without which nothing is fetched from the network
 
 
@@ -47,6 +47,6 @@ def make(name: str, physics: str | None = None) -> BraxStyle:
         env,
         name=f"playground:{name}",
         episode_length=length,
-        value_range=DMC_VALUE_RANGE if dmc else (-10.0, 10.0),
+        value_range=value_ranges.DM_CONTROL if dmc else value_ranges.PLAYGROUND_ROBOTS,
         max_return=float(length) if dmc else None,
     )

@@ -16,7 +16,8 @@ class EnvSpec:
     """Shapes, bounds, time limit and suggested settings of an environment.
 
     ``observation`` is the pytree of one environment's observation (``ShapeDtypeStruct`` leaves): an array, or a dict of
-    one-dimensional arrays. ``actor_keys`` and ``critic_keys`` name the entries of a dict that each network sees.
+    one-dimensional arrays. ``actor_keys`` and ``critic_keys`` name the entries of a dict that each network sees. What an
+    environment does not say of itself is None, or infinite for a bound; in a spec that `resolve` has completed nothing is.
     """
 
     name: str
@@ -24,11 +25,17 @@ class EnvSpec:
     action_size: int
     action_low: np.ndarray
     action_high: np.ndarray
-    episode_length: int
+    episode_length: int | None
     value_range: tuple[float, float] | None
     actor_keys: tuple[str, ...] = ()
     critic_keys: tuple[str, ...] = ()
     max_return: float | None = None  #: the best possible episode return, where it is known
+
+    @property
+    def time_limit(self) -> int:
+        """The episode length of a resolved spec."""
+        assert self.episode_length is not None, "an unresolved spec"
+        return self.episode_length
 
     def obs_size(self, keys: tuple[str, ...]) -> int:
         """Features that a network with these keys sees."""
@@ -87,13 +94,39 @@ def resolve(spec: EnvSpec, config: Config) -> EnvSpec:
         )
     if not v_min < v_max:
         raise ConfigError(f"{spec.name}: v_min must be below v_max, got [{v_min}, {v_max}]")
+    action_low, action_high = resolve_bounds(spec, config)
+    if config.episode_length is None and spec.episode_length is None:
+        raise ConfigError(f"{spec.name} has no time limit: set episode_length, the steps after which an episode is cut")
     return dataclasses.replace(
         spec,
+        action_low=action_low,
+        action_high=action_high,
         actor_keys=actor_keys,
         critic_keys=critic_keys,
         value_range=(float(v_min), float(v_max)),
         episode_length=config.episode_length or spec.episode_length,
     )
+
+
+def resolve_bounds(spec: EnvSpec, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of the actions, ``[A]`` each: the environment's, and the configuration's where it has none."""
+    low, high = spec.action_low, spec.action_high
+    unbounded = ~(np.isfinite(low) & np.isfinite(high))
+    if not unbounded.any():
+        if config.action_low is not None:
+            raise ConfigError(f"{spec.name} bounds its own actions; action_low and action_high are for those without bounds")
+        return low, high
+    if config.action_low is None or config.action_high is None:
+        index = int(np.argmax(unbounded))
+        raise ConfigError(
+            f"{spec.name}: action {index} is bounded by [{low[index]:g}, {high[index]:g}]; choose bounds with action_low "
+            f"and action_high, which hold for every action that has none"
+        )
+    low = np.where(np.isfinite(low), low, np.float32(config.action_low))
+    high = np.where(np.isfinite(high), high, np.float32(config.action_high))
+    if not (low < high).all():
+        raise ConfigError(f"{spec.name}: action_low must be below action_high")
+    return low, high
 
 
 def shape_of(tree: PyTree) -> PyTree:

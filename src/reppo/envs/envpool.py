@@ -1,0 +1,169 @@
+"""EnvPool (``envpool:CheetahRun-v1``): MuJoCo, dm_control, MuJoCo Playground's robots and more, simulated in C++ threads.
+
+An environment whose episode has ended is reset by the next step, and spends that row on it: the row's action is ignored,
+and its reward means nothing. Where the time limit and a termination fall on the same step, EnvPool reports the time limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from reppo.config import ConfigError
+from reppo.envs import value_ranges
+from reppo.envs.host import HostEnv, RawStep, Simulator
+from reppo.envs.spaces import Actions, Observations, read_actions
+from reppo.envs.spec import EnvSpec, suggest_keys
+from reppo.types import PyTree
+
+Array = npt.NDArray[Any]
+
+#: Families of tasks with continuous actions and float observations, by the modules of EnvPool that register them.
+FAMILIES = ("envpool.mujoco.dmc", "envpool.mujoco.gym", "envpool.mujoco.metaworld", "envpool.mujoco.playground")
+#: Such tasks of families that are not all like that.
+OTHERS = (
+    "BipedalWalker-v3",
+    "BipedalWalkerHardcore-v3",
+    "LunarLanderContinuous-v3",
+    "MountainCarContinuous-v0",
+    "Pendulum-v1",
+)
+
+
+VALUE_RANGES = {
+    "envpool.mujoco.dmc": value_ranges.DM_CONTROL,
+    "envpool.mujoco.playground": value_ranges.PLAYGROUND_ROBOTS,
+}
+
+
+class Pool(Simulator):
+    """``N`` environments in EnvPool's threads, stepped together.
+
+    EnvPool takes its seed when it is made. So the pool is made at the first reset, and later ones go on drawing from where
+    the pool's random numbers are.
+    """
+
+    def __init__(self, task: str, observations: Observations, actions: Actions, num_envs: int, episode_length: int):
+        self.num_envs = num_envs
+        self._task, self._observations, self._actions = task, observations, actions
+        self._episode_length = episode_length
+        self._pool: Any = None
+        self._ended = np.zeros(num_envs, bool)
+
+    def reset(self, seed: int) -> PyTree:
+        if self._pool is None:
+            with _quiet():
+                self._pool = _envpool().make_gymnasium(
+                    self._task, num_envs=self.num_envs, seed=seed, max_episode_steps=self._episode_length
+                )
+                _ = self._pool.observation_space  # made once, when it is first asked for
+        self._ended = np.zeros(self.num_envs, bool)
+        obs, _ = self._pool.reset()
+        return self._observations.read(obs, self.num_envs)
+
+    def step(self, action: Array) -> RawStep:
+        actions = action.astype(self._actions.dtype).reshape(self.num_envs, *self._actions.shape)
+        raw_obs, reward, terminated, truncated, info = self._pool.step(actions)
+        obs = self._observations.read(raw_obs, self.num_envs)
+        reset = info["elapsed_step"] == 0
+        if (reset != self._ended).any():
+            index = int(np.argmax(reset != self._ended))
+            raise RuntimeError(f"environment {index} did not reset where its episode had ended, or did elsewhere")
+        self._ended = (terminated | truncated) & ~reset
+        return RawStep(obs, obs, reward, terminated, truncated, reset if reset.any() else None)
+
+    def reset_rows(self, rows: Array) -> PyTree:
+        self._ended = self._ended & ~rows
+        indices = np.flatnonzero(rows).astype(np.int32)
+        raw_obs, _ = self._pool.reset(indices)
+        out = self._observations.empty(self.num_envs)
+        fresh = self._observations.read(raw_obs, len(indices))
+        for name in (None,) if not isinstance(out, dict) else out:
+            (out if name is None else out[name])[indices] = fresh if name is None else fresh[name]
+        return out
+
+    def close(self) -> None:
+        if self._pool is not None:
+            with contextlib.suppress(Exception):
+                self._pool.close()
+            self._pool = None  # its threads end with the last reference
+
+
+class EnvPoolEnv(HostEnv):
+    """A task of EnvPool."""
+
+    def __init__(self, task: str):
+        self.name = f"envpool:{task}"
+        self.task = task
+        try:
+            with _quiet():
+                spec = _envpool().make_spec(task)
+                observation_space, action_space = spec.gymnasium_observation_space, spec.gymnasium_action_space
+        except Exception as error:  # a family that needs a file or a package that is not here
+            text = " ".join(str(error).split())
+            raise ConfigError(f"{self.name} cannot be made: {type(error).__name__}: {text}") from error
+        self.actions = read_actions(self.name, action_space)
+        self.observations = Observations(self.name, observation_space)
+        limit = int(spec.config.max_episode_steps)
+        self.episode_length = limit
+        self.value_range = VALUE_RANGES.get(_envpool().registration.registry.specs[task][0])
+        self.max_return = float(limit) if self.value_range == value_ranges.DM_CONTROL else None
+
+    def spec(self) -> EnvSpec:
+        actor_keys, critic_keys = suggest_keys(self.observations.spec)
+        return EnvSpec(
+            name=self.name,
+            observation=self.observations.spec,
+            action_size=self.actions.size,
+            action_low=self.actions.low,
+            action_high=self.actions.high,
+            episode_length=self.episode_length,
+            value_range=self.value_range or value_ranges.of_gymnasium(self.task),
+            actor_keys=actor_keys,
+            critic_keys=critic_keys,
+            max_return=self.max_return,
+        )
+
+    def simulator(self, num_envs: int, episode_length: int) -> Simulator:
+        return Pool(self.task, self.observations, self.actions, num_envs, episode_length)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Gymnasium's warnings about spaces that EnvPool makes, which nobody can act on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _envpool() -> Any:
+    import envpool
+
+    return envpool
+
+
+def names() -> list[str]:
+    """The tasks with continuous actions that are known to work, newest versions; `make` takes any id of EnvPool."""
+    newest: dict[str, str] = {}
+    for name, (module, *_) in _envpool().registration.registry.specs.items():
+        alias = module == "envpool.mujoco.playground" and "/" not in name  # each robot has two names
+        if module in FAMILIES and not alias:
+            base = name.rpartition("-v")[0]
+            newest[base] = max(name, newest.get(base, ""))
+    return sorted([*newest.values(), *OTHERS])
+
+
+def make(name: str) -> EnvPoolEnv:
+    """A task of EnvPool by its id."""
+    known = _envpool().list_all_envs()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise ConfigError(f"EnvPool has no task {name!r}{hint}")
+    return EnvPoolEnv(name)

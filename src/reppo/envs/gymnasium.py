@@ -1,0 +1,319 @@
+"""Gymnasium (``gymnasium:HalfCheetah-v5``): registered environments, those of the user, and vector environments.
+
+Single environments are stepped one after another by a loop of ours, because it sees every environment's own successor
+before it resets it, knows which one failed, and is faster than worker processes for all but the slowest simulators. The
+conventions of Gymnasium's vector environments, three autoreset modes, are known to `VectorSimulator` alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from reppo.config import ConfigError
+from reppo.envs import value_ranges
+from reppo.envs.host import Failure, HostEnv, RawStep, Simulator, where_rows
+from reppo.envs.spaces import Actions, Observations, read_actions
+from reppo.envs.spec import EnvSpec, suggest_keys
+from reppo.types import PyTree
+
+Array = npt.NDArray[Any]
+
+
+# --------------------------------------------------------------------------------------------- single environments
+
+
+class Loop(Simulator):
+    """``N`` single environments, stepped one after another."""
+
+    def __init__(self, make: Callable[[], gymnasium.Env], observations: Observations, actions: Actions, num_envs: int):
+        self.num_envs = num_envs
+        self._observations, self._actions = observations, actions
+        self._envs: list[gymnasium.Env] = []
+        try:
+            for _ in range(num_envs):
+                self._envs.append(make())
+        except BaseException:
+            self.close()
+            raise
+
+    def reset(self, seed: int) -> PyTree:
+        out = self._observations.empty(self.num_envs)
+        for i in range(self.num_envs):
+            self._reset_one(i, out, seed + i)
+        return out
+
+    def _reset_one(self, i: int, out: PyTree, seed: int | None = None) -> None:
+        try:
+            obs, _ = self._envs[i].reset(seed=seed)
+        except Exception as error:
+            raise Failure(i) from error
+        self._observations.write(obs, out, i)
+
+    def step(self, action: Array) -> RawStep:
+        actions = action.astype(self._actions.dtype).reshape(self.num_envs, *self._actions.shape)
+        next_obs = self._observations.empty(self.num_envs)
+        reward = np.empty(self.num_envs)
+        terminated, truncated = np.empty((2, self.num_envs), bool)
+        for i, env in enumerate(self._envs):
+            try:
+                obs, reward[i], terminated[i], truncated[i], _ = env.step(actions[i])
+            except Exception as error:
+                raise Failure(i) from error
+            self._observations.write(obs, next_obs, i)
+        over = terminated | truncated
+        obs = where_rows(over, self.reset_rows(over), next_obs) if over.any() else next_obs
+        return RawStep(obs, next_obs, reward, terminated, truncated)
+
+    def reset_rows(self, rows: Array) -> PyTree:
+        out = self._observations.empty(self.num_envs)
+        for i in np.flatnonzero(rows):
+            self._reset_one(int(i), out)
+        return out
+
+    def close(self) -> None:
+        while self._envs:
+            with contextlib.suppress(Exception):  # the other environments must be closed, too
+                self._envs.pop().close()
+
+
+# --------------------------------------------------------------------------------------------- vector environments
+
+
+class VectorSimulator(Simulator):
+    """A `gymnasium.vector.VectorEnv`, in whichever autoreset mode its metadata declares."""
+
+    def __init__(self, env: VectorEnv, observations: Observations, actions: Actions, owned: bool):
+        self.num_envs = env.num_envs
+        self._env, self._observations, self._actions, self._owned = env, observations, actions, owned
+        self._mode = autoreset_mode(env)
+        # Other vector environments need not know the option, and have no way to say so.
+        self.resets_rows = self._mode == AutoresetMode.DISABLED or isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv)
+        self._ended = np.zeros(self.num_envs, bool)
+
+    def reset(self, seed: int) -> PyTree:
+        self._ended[:] = False
+        with _index_of_failure():
+            obs, _ = self._env.reset(seed=seed)
+        return self._observations.read(obs, self.num_envs)
+
+    def step(self, action: Array) -> RawStep:
+        actions = action.astype(self._actions.dtype).reshape(self.num_envs, *self._actions.shape)
+        with _index_of_failure():
+            raw_obs, reward, terminated, truncated, info = self._env.step(actions)
+        obs = next_obs = self._observations.read(raw_obs, self.num_envs)
+        reward = np.asarray(reward, float)
+        terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
+        over, reset = terminated | truncated, None
+        if self._mode == AutoresetMode.NEXT_STEP:
+            if self._ended.any():
+                reset = self._ended
+            self._ended = over if reset is None else over & ~reset
+        elif over.any():
+            if self._mode == AutoresetMode.SAME_STEP:
+                next_obs = self._final_observations(obs, over, info)
+            else:
+                obs = where_rows(over, self.reset_rows(over), next_obs)
+        return RawStep(obs, next_obs, reward, terminated, truncated, reset)
+
+    def _final_observations(self, obs: PyTree, over: Array, info: dict[str, Any]) -> PyTree:
+        """The true successors where SAME_STEP has already replaced them by the next episodes' first observations."""
+        if "final_obs" not in info:
+            raise ValueError("an episode ended in autoreset mode SAME_STEP, but info has no final_obs")
+        out = self._observations.empty(self.num_envs)
+        for i in np.flatnonzero(over):
+            self._observations.write(_row(info["final_obs"], int(i)), out, int(i))
+        return where_rows(over, out, obs)
+
+    def reset_rows(self, rows: Array) -> PyTree:
+        self._ended = self._ended & ~rows
+        with _index_of_failure():
+            obs, _ = self._env.reset(options={"reset_mask": rows.copy()})
+        return self._observations.read(obs, self.num_envs)
+
+    def close(self) -> None:
+        if self._owned:
+            close(self._env)
+
+
+def _row(batch: Any, index: int) -> Any:
+    """One environment's entry of ``final_obs``: an array of observations, or a dict of arrays."""
+    return {key: _row(value, index) for key, value in batch.items()} if isinstance(batch, dict) else batch[index]
+
+
+@contextlib.contextmanager
+def _index_of_failure() -> Iterator[None]:
+    """Find out which environment an exception in Gymnasium's vector environments comes from.
+
+    They do not say it; but their loops over the environments have the index in a local variable.
+    """
+    try:
+        yield
+    except Exception as error:
+        index, trace = None, error.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_globals.get("__name__", "").startswith("gymnasium.vector."):
+                local = trace.tb_frame.f_locals
+                index = next((local[name] for name in ("index", "env_idx", "i") if name in local), index)
+            trace = trace.tb_next
+        cause = RuntimeError("its worker process has ended") if isinstance(error, EOFError) else error
+        raise Failure(index if isinstance(index, int) else None) from cause
+
+
+def autoreset_mode(env: VectorEnv) -> AutoresetMode:
+    """What a vector environment declares; raises `ConfigError` where it declares nothing."""
+    try:
+        return AutoresetMode(env.metadata["autoreset_mode"])
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError(
+            f"{type(env).__name__} does not declare how it resets: set metadata['autoreset_mode'] to a value of "
+            f"gymnasium.vector.AutoresetMode"
+        ) from None
+
+
+def close(env: VectorEnv, seconds: float = 5.0) -> None:
+    """Close a vector environment; worker processes that do not answer within ``seconds`` are killed."""
+    workers = env.unwrapped if isinstance(env.unwrapped, AsyncVectorEnv) else None
+    with contextlib.suppress(Exception):  # whatever state it is in
+        env.close(**({} if workers is None else {"timeout": seconds}))
+    if workers is not None:
+        workers.closed = True  # where closing has failed, its destructor would try again
+        for process in workers.processes:
+            if process.is_alive():
+                process.kill()
+            process.join(seconds)
+
+
+# --------------------------------------------------------------------------------------------- what they are
+
+
+class GymnasiumEnv(HostEnv):
+    """Environments with Gymnasium's spaces: what `SingleEnv` and `WholeVector` have in common."""
+
+    def __init__(self, name: str, observation_space: Any, action_space: Any, episode_length: int | None):
+        self.name = name
+        self.observations = Observations(name, observation_space)
+        self.actions = read_actions(name, action_space)
+        self.episode_length = episode_length
+
+    def spec(self) -> EnvSpec:
+        actor_keys, critic_keys = suggest_keys(self.observations.spec)
+        return EnvSpec(
+            name=self.made_from or self.name,
+            observation=self.observations.spec,
+            action_size=self.actions.size,
+            action_low=self.actions.low,
+            action_high=self.actions.high,
+            episode_length=self.episode_length,
+            value_range=value_ranges.of_gymnasium(self.name.rpartition(":")[2]),
+            actor_keys=actor_keys,
+            critic_keys=critic_keys,
+        )
+
+
+class SingleEnv(GymnasiumEnv):
+    """A function that makes a `gymnasium.Env`; it is called for every environment of a run, and for its evaluation.
+
+    ``takes_length`` says whether it takes the time limit, as ``max_episode_steps``.
+    """
+
+    def __init__(self, name: str, make: Callable[..., gymnasium.Env], probe: gymnasium.Env, takes_length: bool = False):
+        try:
+            super().__init__(name, probe.observation_space, probe.action_space, time_limit(probe))
+        finally:
+            probe.close()
+        self._make, self._takes_length = make, takes_length
+
+    def simulator(self, num_envs: int, episode_length: int) -> Simulator:
+        make = functools.partial(self._make, max_episode_steps=episode_length) if self._takes_length else self._make
+        return Loop(make, self.observations, self.actions, num_envs)
+
+
+class WholeVector(GymnasiumEnv):
+    """A `gymnasium.vector.VectorEnv`, or a function that makes one: for training, and again for evaluation.
+
+    One object is shared: an evaluation ends the episodes of training, which begin anew after it. The object stays open
+    after the run, as it belongs to whoever has made it.
+    """
+
+    def __init__(self, name: str, make: Callable[[], VectorEnv] | None, probe: VectorEnv):
+        self._make, self._only, self._num_envs = make, probe if make is None else None, probe.num_envs
+        self.one_only = make is None
+        try:
+            autoreset_mode(probe)
+            super().__init__(name, probe.single_observation_space, probe.single_action_space, time_limit(probe))
+        finally:
+            if make is not None:
+                close(probe)
+
+    def simulator(self, num_envs: int, episode_length: int) -> Simulator:
+        if num_envs != self._num_envs:
+            raise ConfigError(f"{self.name} is a vector of {self._num_envs} environments: set num_envs to that")
+        env = self._only if self._make is None else self._make()
+        assert env is not None
+        simulator = VectorSimulator(env, self.observations, self.actions, owned=self._make is not None)
+        if not simulator.resets_rows and self.episode_length not in (None, episode_length):
+            simulator.close()
+            raise ConfigError(f"{self.name}: its time limit is {self.episode_length} and cannot be changed from outside")
+        return simulator
+
+
+def time_limit(env: gymnasium.Env | VectorEnv) -> int | None:
+    """The time limit that an environment is registered or wrapped with, or None."""
+    layer: Any = env
+    while layer is not None:
+        limit = getattr(getattr(layer, "spec", None), "max_episode_steps", None) or getattr(
+            layer, "_max_episode_steps", None
+        )
+        if limit is not None:
+            return int(limit)
+        layer = vars(layer).get("env")
+    inner = env.unwrapped
+    if isinstance(inner, SyncVectorEnv):
+        return time_limit(inner.envs[0])
+    if isinstance(inner, AsyncVectorEnv):
+        return getattr(inner.get_attr("spec")[0], "max_episode_steps", None)
+    return None
+
+
+def from_object(env: Any, name: str, make: Callable[[], Any] | None) -> HostEnv | None:
+    """The `HostEnv` of what ``make`` has made, or of an object that was given; None where it is not Gymnasium's."""
+    if isinstance(env, VectorEnv):
+        return WholeVector(name, make, env)
+    if not isinstance(env, gymnasium.Env):
+        return None
+    if make is None:
+        raise ConfigError(f"{name}: one environment was given, but a run needs many: pass its class, or a function")
+    return SingleEnv(name, make, env)
+
+
+def names() -> list[str]:
+    """The tasks with continuous actions that are known to work; `make` takes any registered id."""
+    versions: dict[str, int] = {}
+    for spec in gymnasium.registry.values():
+        if spec.namespace is None and spec.name in value_ranges.GYMNASIUM:
+            versions[spec.name] = max(versions.get(spec.name, 0), spec.version or 0)
+    return sorted(f"{task}-v{version}" for task, version in versions.items())
+
+
+def make(name: str) -> HostEnv:
+    """A registered environment, by its id; ``gymnasium:package:Id-v0`` imports the package that registers it."""
+    create = functools.partial(gymnasium.make, name, disable_env_checker=True)
+    try:
+        probe = create()
+    except gymnasium.error.UnregisteredEnv:
+        close_names = difflib.get_close_matches(name, gymnasium.registry, n=3)
+        hint = f"; did you mean {' or '.join(close_names)}?" if close_names else ""
+        raise ConfigError(f"Gymnasium has no environment {name!r}{hint}") from None
+    except Exception as error:  # whatever its author's code raises
+        text = " ".join(str(error).split())
+        raise ConfigError(f"gymnasium:{name} cannot be made: {type(error).__name__}: {text}") from error
+    return SingleEnv(f"gymnasium:{name}", create, probe, takes_length=True)

@@ -1,0 +1,239 @@
+"""Environments that run outside of JAX, on the host: what they have in common, whatever the simulator.
+
+An adapter is a `HostEnv`, which says what an environment is, and a `Simulator`, which steps ``N`` of them and is the only
+place that knows the simulator's reset convention. `HostVectorEnv` makes the `reppo.types.TimeStep` of it: bounds, time
+limit, numbers that are not finite, statistics. It is the counterpart of `reppo.envs.autoreset.AutoReset`.
+"""
+
+from __future__ import annotations
+
+import abc
+import traceback
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+from reppo.config import ConfigError
+from reppo.envs.autoreset import LARGEST
+from reppo.envs.spaces import WrongObservation
+from reppo.envs.spec import EnvSpec
+from reppo.types import PyTree, TimeStep
+
+Array = npt.NDArray[Any]
+
+
+class SimulatorError(ConfigError):
+    """An environment broke its contract or raised an exception; one line with its index and step."""
+
+
+class Failure(Exception):
+    """Raised by a `Simulator` to say which environment its cause comes from."""
+
+    def __init__(self, index: int | None):
+        super().__init__(index)
+        self.index = index
+
+
+class RawStep(NamedTuple):
+    """One step as a simulator sees it, before it is judged; leaves ``[N, ...]``, observations float32."""
+
+    obs: PyTree  #: what the policy acts on next; the same object as ``next_obs`` where nothing was reset
+    next_obs: PyTree  #: the true successor of the action
+    reward: Array  #: float ``[N]``
+    terminated: Array  #: bool ``[N]``
+    truncated: Array  #: bool ``[N]``
+    reset: Array | None = None  #: bool ``[N]``: rows that were spent on a reset, and are no step; None: there are none
+
+
+class Simulator(abc.ABC):
+    """``N`` running copies of an environment, as their package offers them.
+
+    Attributes:
+        num_envs: ``N``.
+        resets_rows: whether `reset_rows` works, so that single environments can be reset at any time.
+    """
+
+    num_envs: int
+    resets_rows: bool = True
+
+    @abc.abstractmethod
+    def reset(self, seed: int) -> PyTree:
+        """Begin an episode everywhere; returns first observations, leaves ``[N, D]``."""
+
+    @abc.abstractmethod
+    def step(self, action: Array) -> RawStep:
+        """Step with actions ``[N, A]`` within the bounds. Environments whose episode ended have been reset by it, or will
+        spend their next row on that."""
+
+    def reset_rows(self, rows: Array) -> PyTree:
+        """Begin an episode where ``rows``, bool ``[N]``; returns first observations, leaves ``[N, D]``, of which the
+        other rows mean nothing."""
+        raise NotImplementedError
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """End everything that it has started; it may be called twice."""
+
+
+class HostEnv(abc.ABC):
+    """An environment that runs on the host: its `EnvSpec`, and as many running copies as are asked for."""
+
+    name: str
+    episode_length: int | None  #: its own time limit in steps, or None
+    made_from: str | None = None  #: the name that makes this environment again, where it came from a file or a module
+    one_only: bool = False  #: whether there is one simulator, which training and evaluation must share
+
+    @abc.abstractmethod
+    def spec(self) -> EnvSpec:
+        """Its `EnvSpec`."""
+
+    @abc.abstractmethod
+    def simulator(self, num_envs: int, episode_length: int) -> Simulator:
+        """``N`` running copies, whose own time limit, where they have one that can be set, is ``episode_length``."""
+
+    def start(self, spec: EnvSpec, num_envs: int) -> HostVectorEnv:
+        """``N`` running copies behind the common contract; ``spec`` is resolved."""
+        return HostVectorEnv(self.simulator(num_envs, spec.time_limit), spec)
+
+
+def where_rows(rows: Array, x: PyTree, y: PyTree) -> PyTree:
+    """Row-wise select between two pytrees with leaves ``[N, ...]``."""
+    return jax.tree.map(lambda a, b: np.where(rows.reshape(-1, *[1] * (a.ndim - 1)), a, b), x, y)
+
+
+def sound_rows(tree: PyTree, num_envs: int) -> Array | None:
+    """Rows of which every number is finite and at most `LARGEST`, bool ``[N]``; None where all are, which is cheaper."""
+    leaves = jax.tree.leaves(tree)
+    if all(np.abs(leaf).max() <= LARGEST for leaf in leaves):  # false for NaN
+        return None
+    rows = np.ones(num_envs, bool)
+    for leaf in leaves:
+        rows &= (np.abs(leaf) <= LARGEST).reshape(num_envs, -1).all(axis=1)
+    return rows
+
+
+class HostVectorEnv:
+    """``N`` host environments with the contract of `TimeStep`, in NumPy.
+
+    The time limit is kept here as well as in the simulator, because a staggered first episode ends before the simulator's
+    own limit: such rows are truncated, with their true successor, and reset. A row whose successor or reward is not finite
+    is no transition: it is reported as invalid, its numbers are replaced, and that environment is reset. Where the simulator
+    cannot reset single environments (`Simulator.resets_rows`), episodes are not staggered, the time limit is the
+    simulator's alone, and an environment with such numbers goes on until its own episode ends.
+    """
+
+    def __init__(self, simulator: Simulator, spec: EnvSpec):
+        self.simulator, self.spec = simulator, spec
+        self.num_envs = simulator.num_envs
+        self._centre = (spec.action_low + spec.action_high) / 2
+        self._half = (spec.action_high - spec.action_low) / 2
+        self._steps = 0
+        self.obs: PyTree = None  #: what the policy acts on next
+        self._actual = np.ones(self.num_envs, bool)  #: whether `obs` is the simulator's, and no stand-in for NaN
+        self._whole = np.ones(self.num_envs, bool)  #: whether the episode began at its beginning
+        self._elapsed = np.zeros(self.num_envs, np.int64)
+        self._return = np.zeros(self.num_envs)
+
+    def reset(self, seed: int, stagger: np.random.Generator | None = None) -> PyTree:
+        """Begin an episode everywhere; with ``stagger``, each at a random point of its time limit, so that the
+        environments do not end in step. Returns first observations.
+
+        Raises:
+            SimulatorError: where the simulator fails, or a first observation is not finite.
+        """
+        self._steps = 0
+        try:
+            obs = self.simulator.reset(seed)
+        except Exception as error:
+            raise self._explained(error) from error
+        if (sound := sound_rows(obs, self.num_envs)) is not None:
+            index = int(np.argmin(sound))
+            raise SimulatorError(f"{self.spec.name}: environment {index}: an observation is not finite right after reset")
+        self.obs = obs
+        self._actual[:] = True
+        self._return[:] = 0.0
+        self._elapsed[:] = 0
+        if stagger is not None and self.simulator.resets_rows:
+            self._elapsed = stagger.integers(0, self.spec.time_limit, self.num_envs)
+        self._whole = self._elapsed == 0
+        return obs
+
+    def step(self, action: Array) -> TimeStep:
+        """Step every environment with an action ``[N, A]`` in [-1, 1], mapped affinely to the bounds.
+
+        Raises:
+            SimulatorError: where the simulator fails, or returns what is not of its spaces.
+        """
+        self._steps += 1
+        try:
+            raw = self.simulator.step(action * self._half + self._centre)
+        except Exception as error:
+            raise self._explained(error) from error
+        obs, next_obs, reward = raw.obs, raw.next_obs, raw.reward.astype(np.float32)
+        valid = self._actual if raw.reset is None else self._actual & ~raw.reset
+        sound = sound_rows((next_obs, reward), self.num_envs)
+        if sound is not None:
+            valid = valid & sound
+        if not valid.all():
+            next_obs = where_rows(valid, next_obs, self.obs)
+            reward = np.where(valid, reward, np.float32(0.0))
+        terminated = raw.terminated & valid
+        truncated = raw.truncated & valid & ~terminated
+        self._elapsed += 1
+        self._return += reward
+        over = terminated | truncated
+
+        forced = ~valid if raw.reset is None else ~valid & ~raw.reset
+        if self.simulator.resets_rows:
+            late = (self._elapsed >= self.spec.time_limit) & valid & ~over
+            truncated, over = truncated | late, over | late
+            forced = forced | late
+        info = {
+            "episode_return": self._return.copy(),
+            "episode_length": self._elapsed.copy(),
+            "episode_done": over & self._whole,
+            "reset": np.zeros(self.num_envs, bool) if raw.reset is None else raw.reset,
+        }
+        self._actual = np.ones(self.num_envs, bool)
+        if forced.any() or obs is not next_obs:
+            obs = self._begin_again(obs, forced)
+        self.obs = obs
+        if not valid.all() or over.any():
+            ended = over | ~valid
+            self._elapsed[ended] = 0
+            self._return[ended] = 0.0
+            # An environment that could not be reset goes on in the middle of its episode.
+            self._whole = np.where(forced, self.simulator.resets_rows, self._whole | ended)
+        return TimeStep(obs, next_obs, reward, terminated, truncated, valid, info)
+
+    def _begin_again(self, obs: PyTree, forced: Array) -> PyTree:
+        """Reset where ``forced``, and keep what is not finite from the policy; returns what it acts on next."""
+        if forced.any() and self.simulator.resets_rows:
+            try:
+                obs = where_rows(forced, self.simulator.reset_rows(forced), obs)
+            except Exception as error:
+                raise self._explained(error) from error
+        if (sound := sound_rows(obs, self.num_envs)) is not None:
+            obs = where_rows(sound, obs, self.obs)
+            self._actual = sound
+        return obs
+
+    def close(self) -> None:
+        """End the simulator's processes and threads."""
+        self.simulator.close()
+
+    def _explained(self, error: Exception) -> SimulatorError:
+        index = error.index if isinstance(error, Failure | WrongObservation) else None
+        if isinstance(error, Failure) and isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        place = self.spec.name if index is None else f"{self.spec.name}: environment {index}"
+        when = f"at step {self._steps:,}" if self._steps else "at its reset"
+        if isinstance(error, WrongObservation):
+            return SimulatorError(f"{place} {when}: {error}")
+        text = " ".join(str(error).split())
+        what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+        return SimulatorError(f"{place} {when}: {what}{where}")

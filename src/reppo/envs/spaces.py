@@ -1,0 +1,177 @@
+"""Gymnasium's spaces: how a simulator's observations become float vectors, and what bounds its actions.
+
+An observation becomes what the networks read, an array ``[N, D]`` or one flat dict of them:
+
+    Box                 its entries in C order, as one vector
+    Dict                one vector for each entry; the keys of nested dicts are joined by "/"
+    Tuple               its entries one after another, as one vector
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+from reppo.config import ConfigError
+from reppo.types import PyTree
+
+Array = npt.NDArray[Any]
+
+UNBOUNDED = 1e10  #: an action bound of this magnitude or more bounds nothing
+
+Path = tuple[str | int, ...]
+
+
+class Part(NamedTuple):
+    """One box of an observation space: where it lies in an observation, and the shape of its values."""
+
+    path: Path
+    shape: tuple[int, ...]
+
+
+class WrongObservation(ValueError):
+    """An observation that is not of its space; ``index`` is the environment's, where it is known."""
+
+    def __init__(self, text: str, index: int | None = None):
+        super().__init__(text)
+        self.index = index
+
+
+class Observations:
+    """Reads a simulator's observations into float32 vectors, and refuses those that are not of the space.
+
+    Attributes:
+        spec: the shapes of one environment's observation, as in `reppo.envs.spec.EnvSpec`.
+    """
+
+    def __init__(self, name: str, space: Any):
+        self._entries = _entries(name, space)
+        self._kinds: dict[Path, str] = {}  #: of numbers, as NumPy's ``dtype.kind``, by the first observation
+        shapes = {
+            key: jax.ShapeDtypeStruct((sum(math.prod(part.shape) for part in parts),), np.float32)
+            for key, parts in self._entries.items()
+        }
+        self.spec: PyTree = shapes if None not in self._entries else shapes[None]
+
+    def empty(self, num_envs: int) -> PyTree:
+        """Room for the observations of ``N`` environments, for `write`."""
+        return jax.tree.map(lambda x: np.empty((num_envs, *x.shape), x.dtype), self.spec)
+
+    def read(self, obs: Any, num_envs: int) -> PyTree:
+        """The observations of ``N`` environments in one batch, leaves ``[N, D]``.
+
+        Raises:
+            WrongObservation: for another structure, shape, or kind of number.
+        """
+        vectors = {}
+        for key, parts in self._entries.items():
+            columns = []
+            for part in parts:
+                array = self._checked(obs, part, (num_envs, *part.shape))
+                # A copy, because a simulator may write its next observations into the same array.
+                columns.append(np.array(array, np.float32).reshape(num_envs, -1))
+            vectors[key] = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+        return vectors.get(None, vectors)
+
+    def write(self, obs: Any, out: PyTree, index: int) -> None:
+        """The observation of one environment into row ``index`` of ``out``; raises `WrongObservation` as `read` does."""
+        try:
+            for key, parts in self._entries.items():
+                row = (out if key is None else out[key])[index]
+                start = 0
+                for part in parts:
+                    array = self._checked(obs, part, part.shape)
+                    row[start : start + array.size] = array.ravel()
+                    start += array.size
+        except WrongObservation as error:
+            error.index = index
+            raise
+
+    def _checked(self, obs: Any, part: Part, shape: tuple[int, ...]) -> Array:
+        for step in part.path:
+            if isinstance(step, str) and (not isinstance(obs, Mapping) or step not in obs):
+                raise WrongObservation(f"{_place(part.path)} is missing")
+            obs = obs[step]
+        array = np.asarray(obs)
+        if array.shape != shape:
+            raise WrongObservation(f"{_place(part.path)} has shape {list(array.shape)}, not {list(shape)}")
+        kind = array.dtype.kind
+        if kind != self._kinds.setdefault(part.path, kind):
+            raise WrongObservation(f"{_place(part.path)} is {array.dtype} now; its first one was no such number")
+        if kind not in "fiub":
+            raise WrongObservation(f"{_place(part.path)} is {array.dtype}, not numbers")
+        return array
+
+
+def _place(path: Path) -> str:
+    return "observation" + "".join(f"[{step!r}]" for step in path)
+
+
+def _entries(name: str, space: Any) -> dict[str | None, list[Part]]:
+    """The parts of every vector of our observation; the key is None where it is an array and no dict."""
+    from gymnasium import spaces
+
+    if not isinstance(space, spaces.Dict):
+        return {None: _parts(name, space, ())}
+    entries: dict[str | None, list[Part]] = {}
+
+    def descend(dict_space: Any, path: Path) -> None:
+        for key, inner in dict_space.spaces.items():
+            if isinstance(inner, spaces.Dict):
+                descend(inner, (*path, key))
+            else:
+                entries["/".join((*map(str, path), key))] = _parts(name, inner, (*path, key))
+
+    descend(space, ())
+    return dict(sorted(entries.items(), key=lambda entry: str(entry[0])))
+
+
+def _parts(name: str, space: Any, path: Path) -> list[Part]:
+    """The boxes of one vector, in order."""
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Tuple):
+        return [part for i, inner in enumerate(space.spaces) for part in _parts(name, inner, (*path, i))]
+    if not isinstance(space, spaces.Box):
+        kind = type(space).__name__
+        raise ConfigError(
+            f"{name}: {_place(path)} is a {kind}; the networks read Box, Dict of Box and Tuple of Box "
+            f"(gymnasium.wrappers.FlattenObservation makes a Box of most others)"
+        )
+    if space.dtype == np.uint8 and len(space.shape) > 1:
+        raise ConfigError(f"{name}: {_place(path)} is an image of shape {list(space.shape)}; pixels are not supported yet")
+    return [Part(path, tuple(space.shape))]
+
+
+class Actions(NamedTuple):
+    """The action space of one environment, flattened to ``A`` numbers."""
+
+    low: Array  #: ``[A]``, float32; -inf where there is no bound
+    high: Array  #: ``[A]``; inf where there is none
+    shape: tuple[int, ...]  #: of the simulator's own actions
+    dtype: np.dtype[Any]
+
+    @property
+    def size(self) -> int:
+        return len(self.low)
+
+
+def read_actions(name: str, space: Any) -> Actions:
+    """The actions of a space; raises `ConfigError` for actions that the policy cannot take."""
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Discrete):
+        raise ConfigError(f"{name} has discrete actions, which are not supported yet")
+    if not isinstance(space, spaces.Box):
+        raise ConfigError(f"{name} has {type(space).__name__} actions; REPPO acts in a Box, a vector of bounded numbers")
+    if not np.issubdtype(space.dtype, np.floating) or math.prod(space.shape) == 0:
+        raise ConfigError(f"{name} has {space.dtype}{list(space.shape)} actions; REPPO acts in a Box of floats")
+    with np.errstate(over="ignore"):
+        low, high = (np.asarray(bound, np.float32).ravel() for bound in (space.low, space.high))
+    low, high = np.where(low <= -UNBOUNDED, -np.inf, low), np.where(high >= UNBOUNDED, np.inf, high)
+    return Actions(low.astype(np.float32), high.astype(np.float32), tuple(space.shape), np.dtype(space.dtype))

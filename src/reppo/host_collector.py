@@ -1,0 +1,159 @@
+"""Rollouts from environments on the host: a loop of Python around a compiled `act`, into NumPy buffers.
+
+Seeds take turns: each has its own environments, and is stepped as if it were alone, so that what a seed does never
+depends on the others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+from reppo.collector import Collected, Evaluation, Keys, Stream
+from reppo.config import Config, ConfigError
+from reppo.envs.host import HostEnv, HostVectorEnv
+from reppo.envs.spec import EnvSpec
+from reppo.evaluate import first_episodes
+from reppo.interrupt import Interrupt
+from reppo.types import Learner, PyTree, Rollout
+
+Array = npt.NDArray[Any]
+
+
+class HostCollector:
+    """Environments outside of JAX. A simulator's state cannot be saved, so a checkpoint holds nothing of them."""
+
+    preparation = "starting the simulator"
+
+    def __init__(self, env: HostEnv, spec: EnvSpec, learner: Learner, config: Config, keys: Keys):
+        self.env, self.spec, self.config, self.keys = env, spec, config, keys
+        self.num_seeds = len(keys.roots)
+        if env.one_only and self.num_seeds > 1:
+            raise ConfigError(f"{spec.name} is one vector environment: train one seed, or give a function that makes one")
+        self.env_state: PyTree = {}
+        self._training: list[HostVectorEnv] = []  #: one for each seed; empty while none runs
+        self._begun = False  #: whether they are in episodes that go on
+        self._evaluation: HostVectorEnv | None = None
+
+        def act(leaves: list[jax.Array], obs: PyTree, key: jax.Array, step: Any, greedy: bool) -> Any:
+            policy = jax.tree.unflatten(self._structure, leaves)
+            return learner.act(policy, obs, jax.random.fold_in(key, step), greedy)
+
+        # A flat list: what a call costs beside its work is the flattening of its arguments, in Python for our modules.
+        self._structure = jax.tree.structure(jax.eval_shape(lambda key: learner.policy(learner.init(key)), keys.roots[0]))
+        self._act = jax.jit(act, static_argnums=4)
+        self._policy = jax.jit(lambda state, k: jax.tree.leaves(learner.policy(jax.tree.map(lambda x: x[k], state))))
+
+    # ------------------------------------------------------------------------------------- the life of the environments
+
+    def start(self) -> None:
+        self._begin(0)
+
+    def like(self) -> PyTree:
+        return {}
+
+    def restore(self, env_state: PyTree, iteration: int) -> str | None:
+        del env_state, iteration  # `collect` begins where it is called
+        return f"{self.spec.name}: a simulator on the host cannot be saved, so its episodes begin anew"
+
+    def _begin(self, iteration: int) -> None:
+        """New episodes everywhere, with random numbers that belong to this iteration."""
+        first, stagger = (_seeds(self.keys(stream, iteration)) for stream in (Stream.FIRST, Stream.STAGGER))
+        for k in range(self.num_seeds):
+            if len(self._training) == k:
+                self._training.append(self.env.start(self.spec, self.config.num_envs))
+            rng = np.random.default_rng(stagger[k]) if self.config.stagger_episodes else None
+            self._training[k].reset(first[k], rng)
+        self._begun = True
+
+    def close(self) -> None:
+        for env in (*self._training, *filter(None, [self._evaluation])):
+            env.close()
+        self._training, self._evaluation, self._begun = [], None, False
+
+    # ------------------------------------------------------------------------------------- rollouts
+
+    def collect(self, state: PyTree, iteration: int) -> Collected:
+        if not self._begun:
+            self._begin(iteration)
+        key = self.keys(Stream.ITERATION, iteration, 0)
+        rows, episodes = self._buffers()
+        for k, env in enumerate(self._training):
+            self._fill(env, self._policy(state, k), key[k], *jax.tree.map(lambda x, k=k: x[k], (rows, episodes)))
+        # New buffers each time, because what is put on a CPU device may be the buffer itself.
+        return Collected(jax.device_put(rows), episodes, None, np.zeros(self.num_seeds, int))
+
+    def _buffers(self) -> tuple[Rollout, dict[str, Array]]:
+        """Room for a rollout of every seed, leaves ``[K, T, N, ...]``, and for its episode statistics."""
+        shape = (self.num_seeds, self.config.num_steps, self.config.num_envs)
+
+        def observations() -> PyTree:
+            return jax.tree.map(lambda x: np.empty((*shape, *x.shape), x.dtype), self.spec.observation)
+
+        flags = [np.empty(shape, bool) for _ in range(3)]
+        pre_tanh, reward = np.empty((*shape, self.spec.action_size), np.float32), np.empty(shape, np.float32)
+        rows: Any = Rollout(observations(), pre_tanh, observations(), reward, *flags)  # pyright: ignore[reportArgumentType]
+        kinds = {"episode_return": float, "episode_length": int, "episode_done": bool, "reset": bool}
+        return rows, {name: np.empty(shape, kind) for name, kind in kinds.items()}
+
+    def _fill(
+        self, env: HostVectorEnv, policy: list[jax.Array], key: jax.Array, rows: Rollout, episodes: dict[str, Array]
+    ) -> None:
+        """Roll out one seed's policy for ``T`` steps, into buffers ``[T, N, ...]``."""
+        buffers = jax.tree.leaves(rows)
+        for t in range(self.config.num_steps):
+            obs = env.obs
+            action, pre_tanh = self._act(policy, obs, key, t, False)
+            step = env.step(np.asarray(action))
+            row = Rollout(obs, pre_tanh, step.next_obs, step.reward, step.terminated, step.truncated, step.valid)
+            for buffer, values in zip(buffers, jax.tree.leaves(row), strict=True):
+                buffer[t] = values
+            for name, values in step.info.items():
+                episodes[name][t] = values
+
+    # ------------------------------------------------------------------------------------- evaluation
+
+    def evaluate(self, state: PyTree, episodes: int, seed: int, interrupt: Interrupt | None) -> Evaluation | None:
+        """See `reppo.collector.Collector`. Seeds take turns in one set of environments, which is kept for the next time.
+
+        Where there is one vector environment only, its training episodes are lost, and begin anew after it.
+        """
+        env = self._evaluation_env(episodes)
+        number = -(-episodes // env.num_envs)
+        results = []
+        for k in range(self.num_seeds):
+            policy, key = self._policy(state, k), self.keys.roots[k]
+
+            def act(obs: PyTree, policy: Any = policy, key: Any = key) -> Array:
+                return np.asarray(self._act(policy, obs, key, 0, True)[0])
+
+            for batch in range(number):
+                first = _seeds(self.keys(Stream.EVALUATION, seed, batch, 0))[k]
+                result = first_episodes(env, act, first, interrupt)
+                if result is None:
+                    return None
+                results.append(result)
+        whole = (np.concatenate(parts).reshape(self.num_seeds, -1) for parts in zip(*results, strict=True))
+        return Evaluation(*(part[:, :episodes] for part in whole))
+
+    def _evaluation_env(self, episodes: int) -> HostVectorEnv:
+        if self.env.one_only:
+            if not self._training:
+                self._training.append(self.env.start(self.spec, self.config.num_envs))
+            self._begun = False
+            return self._training[0]
+        num_envs = min(episodes, self.config.num_envs)
+        if self._evaluation is not None and self._evaluation.num_envs != num_envs:
+            self._evaluation.close()
+            self._evaluation = None
+        if self._evaluation is None:
+            self._evaluation = self.env.start(self.spec, num_envs)
+        return self._evaluation
+
+
+def _seeds(keys: jax.Array) -> list[int]:
+    """A seed for a simulator, 0 to 2**31 - 1, from each key."""
+    return [int(bits) >> 1 for bits in jax.vmap(jax.random.bits)(keys)]
