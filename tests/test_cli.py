@@ -182,7 +182,7 @@ def test_version(reppo: Reppo) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("trian", "no command 'trian'; did you mean train?; there are train, resume, eval, envs, repro"),
+        ("trian", "no command 'trian'; did you mean train?; there are train, resume, eval, envs, check-env, repro"),
         ("train --num-env 3", "unknown option --num-env; did you mean --num-envs or --num-evals?; `reppo train --help`"),
         ("train --num_env=3", "unknown option --num_env=3; did you mean --num-envs"),
         ("train --no-keep-bst", "unknown option --no-keep-bst; did you mean --no-keep-best"),

@@ -284,7 +284,7 @@ def test_an_environment_from_a_file(own: Path, monkeypatch: pytest.MonkeyPatch) 
         ("absent.py:Mine", "no file absent.py"),
         ("own.py:Mime", "own.py defines no 'Mime'; did you mean Mine?"),
         ("own.py", "name the environment: own.py:Mine"),
-        ("own.py:nothing", "own.py:nothing made a int, which is neither a reppo.Env nor a Brax environment"),
+        ("own.py:nothing", "own.py:nothing made a int, which is neither a reppo.Env nor an environment of"),
         ("own.py:OWN", "own.py defines no 'OWN'"),
         ("broken.py:Mine", "broken.py could not be imported: SyntaxError"),
         ("raises.py:Mine", "raises.py could not be imported: ZeroDivisionError: division by zero"),

@@ -1,4 +1,5 @@
-"""The command line: ``reppo train``, ``reppo resume``, ``reppo eval``, ``reppo envs``, ``reppo repro``.
+"""The command line: ``reppo train``, ``reppo resume``, ``reppo eval``, ``reppo envs``, ``reppo check-env``,
+``reppo repro``.
 
 A command is a dataclass of its arguments and a function; `COMMANDS` lists them, and `reppo.options` parses them.
 """
@@ -34,6 +35,7 @@ import reppo
 from reppo import envs, export, faults, loop, options
 from reppo.config import PRESETS, Config, ConfigError, nearest, preset
 from reppo.display import ACCENT, PlainDisplay, make_display, number, shown
+from reppo.envs.check import check
 from reppo.evaluate import evaluate_policy
 from reppo.interrupt import KILLED, STOPPED, Interrupt, Stopped
 from reppo.options import INLINE, unset
@@ -42,11 +44,13 @@ from reppo.sinks import Sink, WandbSink
 
 DEFAULT_ENV = "playground:CartpoleSwingup"
 
+CHECK_FAILED = 1  #: exit code of `reppo check-env` where a check has failed
 USER_ERROR = 2  #: exit code of everything that the user can mend
 DIVERGED = 3  #: exit code of a run that its numbers have ended, see `reppo.loop.Diverged`
 INTERRUPTED = KILLED + signal.SIGINT
 EXIT_CODES = {
     0: "done",
+    CHECK_FAILED: "the environment that was checked does not keep the contract",
     USER_ERROR: "something to mend in what was asked for; one line says what",
     DIVERGED: "the run has ended early, because too many of its numbers are not finite",
     STOPPED: "stopped by Ctrl-C or SIGTERM; `reppo resume RUN` goes on",
@@ -294,11 +298,49 @@ def repro(args: ReproArgs) -> None:
     print(outcome)
 
 
+@dataclasses.dataclass(frozen=True)
+class CheckEnvArgs:
+    """Check that an environment keeps the contract that training relies on.
+
+    Examples:
+      reppo check-env gymnasium:HalfCheetah-v5
+      reppo check-env path/to/file.py:MyEnv
+    """
+
+    env: Positional[str]
+    """suite:Task, path/to/file.py:MyEnv, or module:MyEnv."""
+    num_envs: int = 4
+    """Environments to step at once."""
+    num_steps: int = 300
+    """Steps of each under random actions."""
+    seed: int = 0
+    """Seed of the environments and of the actions."""
+
+
+def check_env(args: CheckEnvArgs) -> None:
+    for name, low in (("num_envs", 1), ("num_steps", 10), ("seed", 0)):
+        if getattr(args, name) < low:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
+    failed = 0
+    with explained_errors(args.env):
+        env = envs.make(args.env)
+        for finding in check(env, num_envs=args.num_envs, num_steps=args.num_steps, seed=args.seed):
+            mark = {True: "ok", False: "FAIL", None: "note"}[finding.passed]
+            print(f"{mark:4}  {finding.check:24}{finding.seen}", flush=True)
+            if finding.passed is False:
+                failed += 1
+                print(f"{'':6}{'':24}-> {finding.advice}")
+    print(f"{args.env}: {f'{failed} failed' if failed else 'all checks passed'}")
+    if failed:
+        raise SystemExit(CHECK_FAILED)
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train": (TrainArgs, train),
     "resume": (ResumeArgs, resume),
     "eval": (EvalArgs, evaluate),
     "envs": (EnvsArgs, list_envs),
+    "check-env": (CheckEnvArgs, check_env),
     "repro": (ReproArgs, repro),
 }
 
@@ -420,7 +462,18 @@ def quieten() -> None:
     """Silence what other packages say to their developers; ``-W`` and ``PYTHONWARNINGS`` bring the warnings back."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("REPPO_XLA_LOG_LEVEL", "3")
     if not sys.warnoptions:
-        for package in ("brax", "flax", "gymnax", "jax", "mujoco", "mujoco_playground", "orbax", "tensorboardX"):
+        for package in (
+            "brax",
+            "envpool",
+            "flax",
+            "gymnasium",
+            "gymnax",
+            "jax",
+            "mujoco",
+            "mujoco_playground",
+            "orbax",
+            "tensorboardX",
+        ):
             warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
 
 

@@ -73,7 +73,12 @@ def make(env: str | AnyEnv | Callable[[], Any] | Any, **options: Any) -> AnyEnv:
     if suite_name.endswith(".py"):
         return _from_file(Path(suite_name), task)
     if suite_name not in SUITES and task and (module := _find_module(suite_name)):
-        return _from_module(module, task, env)
+        try:
+            return _from_module(module, task, env)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"{env} could not be made: {type(error).__name__}: {error}") from error
     if not task or suite_name not in SUITES:
         raise ConfigError(_unknown(env))
     suite = SUITES[suite_name]

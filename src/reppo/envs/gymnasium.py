@@ -245,7 +245,7 @@ class WholeVector(GymnasiumEnv):
     """
 
     def __init__(self, name: str, make: Callable[[], VectorEnv] | None, probe: VectorEnv):
-        self._make, self._only, self._num_envs = make, probe if make is None else None, probe.num_envs
+        self._make, self._only, self.fixed_num_envs = make, probe if make is None else None, probe.num_envs
         self.one_only = make is None
         try:
             autoreset_mode(probe)
@@ -255,8 +255,8 @@ class WholeVector(GymnasiumEnv):
                 close(probe)
 
     def simulator(self, num_envs: int, episode_length: int) -> Simulator:
-        if num_envs != self._num_envs:
-            raise ConfigError(f"{self.name} is a vector of {self._num_envs} environments: set num_envs to that")
+        if num_envs != self.fixed_num_envs:
+            raise ConfigError(f"{self.name} is a vector of {self.fixed_num_envs} environments: set num_envs to that")
         env = self._only if self._make is None else self._make()
         assert env is not None
         simulator = VectorSimulator(env, self.observations, self.actions, owned=self._make is not None)

@@ -84,6 +84,7 @@ class HostEnv(abc.ABC):
     episode_length: int | None  #: its own time limit in steps, or None
     made_from: str | None = None  #: the name that makes this environment again, where it came from a file or a module
     one_only: bool = False  #: whether there is one simulator, which training and evaluation must share
+    fixed_num_envs: int | None = None  #: the only ``N`` that it can have, or None
 
     @abc.abstractmethod
     def spec(self) -> EnvSpec:

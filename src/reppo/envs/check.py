@@ -1,0 +1,344 @@
+"""Does an environment keep the contract that training relies on? What ``reppo check-env`` checks, for every kind of them.
+
+The environment is seen as training sees it, through `reppo.envs.autoreset.AutoReset` or `reppo.envs.host.HostVectorEnv`.
+So a check covers the adapter as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from reppo.config import ConfigError
+from reppo.envs.autoreset import AutoReset, AutoResetState
+from reppo.envs.base import Env
+from reppo.envs.host import HostEnv, HostVectorEnv
+from reppo.envs.spec import EnvSpec, check_observation, shape_of
+from reppo.types import PyTree, TimeStep
+
+Array = npt.NDArray[Any]
+
+SHORT = 4  #: steps of the time limit that the checks of time limits use, unless the environment's own is shorter
+
+
+class Finding(NamedTuple):
+    """One check: whether it passed, what was seen, and, where it failed, what to do. ``passed`` is None for a check that
+    this environment does not allow, or that only tells."""
+
+    check: str
+    passed: bool | None
+    seen: str
+    advice: str = ""
+
+
+class Stepper(Protocol):
+    """``N`` environments with the contract of `TimeStep`, in NumPy."""
+
+    def reset(self, seed: int) -> PyTree: ...
+
+    def step(self, action: Array) -> TimeStep: ...
+
+
+class JaxStepper:
+    """An environment in JAX as a `Stepper`. The time limit is traced, because to compile a step twice takes long."""
+
+    def __init__(self, env: Env, spec: EnvSpec, num_envs: int):
+        def limited(limit: Any) -> AutoReset:
+            return AutoReset(env, num_envs, limit, (spec.action_low, spec.action_high))
+
+        self.limit = spec.time_limit
+        self._begin = jax.jit(lambda key: limited(0).begin(limited(0).first(key)))
+        self._step = jax.jit(lambda state, action, key, limit: limited(limit).step(state, action, key))
+        self._state: AutoResetState | None = None
+        self._key = jax.random.key(0)
+
+    def reset(self, seed: int) -> PyTree:
+        key_first, self._key = jax.random.split(jax.random.key(seed))
+        self._state = self._begin(key_first)
+        assert self._state is not None
+        return jax.device_get(self._state.obs)
+
+    def step(self, action: Array) -> TimeStep:
+        self._key, key = jax.random.split(self._key)
+        self._state, step = self._step(self._state, jnp.asarray(action), key, self.limit)
+        return jax.device_get(step)
+
+
+class Subject:
+    """The environment that is checked, started as often as needed."""
+
+    def __init__(self, env: Env | HostEnv, spec: EnvSpec, num_envs: int):
+        self.env, self.num_envs = env, num_envs
+        self._in_jax = JaxStepper(env, spec, num_envs) if isinstance(env, Env) else None
+
+    @contextlib.contextmanager
+    def started(self, spec: EnvSpec) -> Iterator[Stepper]:
+        """``N`` environments that nobody has stepped yet; those in JAX remember nothing."""
+        if self._in_jax is not None:
+            self._in_jax.limit = spec.time_limit
+            yield self._in_jax
+            return
+        assert isinstance(self.env, HostEnv)
+        with contextlib.closing(self.env.start(spec, self.num_envs)) as stepper:
+            yield stepper
+
+
+# --------------------------------------------------------------------------------------------- what it says of itself
+
+
+def _described(spec: EnvSpec) -> Iterator[Finding]:
+    shapes = spec.observation if isinstance(spec.observation, dict) else {"array": spec.observation}
+    yield Finding("observation", True, ", ".join(f"{name} [{leaf.shape[0]}]" for name, leaf in sorted(shapes.items())))
+    if isinstance(spec.observation, dict):
+        seen = f"actor: {', '.join(spec.actor_keys) or 'nothing'}; critic: {', '.join(spec.critic_keys)}"
+        advice = "entries that begin with `privileged` are the critic's alone: the actor needs another"
+        yield Finding("dict entries", bool(spec.actor_keys), seen, advice)
+    low, high = spec.action_low, spec.action_high
+    bounds = f"{spec.action_size} actions, {np.min(low):g} to {np.max(high):g}"
+    if not np.isfinite([low, high]).all():
+        yield Finding(
+            "action bounds", None, f"{bounds}: --action-low and --action-high must be given; checked with -1 and 1"
+        )
+    else:
+        yield Finding("action bounds", bool((low < high).all()), bounds, "every lower bound must be below its upper bound")
+    if spec.episode_length is None:
+        yield Finding("time limit", None, "none: --episode-length must be given; checked with 1000")
+    else:
+        yield Finding("time limit", spec.episode_length > 0, f"{spec.episode_length:,} steps", "it must be positive")
+    if spec.value_range is None:
+        yield Finding("value range", None, "none: --v-min and --v-max must be given")
+    else:
+        low, high = spec.value_range
+        yield Finding("value range", low < high, f"{low:g} to {high:g}", "the lower end must be below the upper end")
+
+
+def _completed(spec: EnvSpec) -> EnvSpec:
+    """The spec with something in it where a run's configuration would have to decide."""
+    low, high = (
+        np.where(np.isfinite(x), x, y).astype(np.float32) for x, y in ((spec.action_low, -1), (spec.action_high, 1))
+    )
+    return dataclasses.replace(spec, action_low=low, action_high=high, episode_length=spec.episode_length or 1000)
+
+
+def _same_structure(env: Env) -> Finding:
+    """A state must not change its structure, shapes or dtypes: it is carried through compiled loops."""
+    key = jax.random.key(0)
+    state, obs = jax.eval_shape(env.reset, key)
+    after, transition = jax.eval_shape(env.step, state, jax.ShapeDtypeStruct((env.action_size,), np.float32), key)
+    advice = "return the same pytree from `reset` and `step`; jnp.asarray(x, jnp.float32) fixes a dtype"
+    for name, first, second in (("state", state, after), ("observation", obs, transition.obs)):
+        first, second = shape_of(first), shape_of(second)
+        if jax.tree.structure(first) != jax.tree.structure(second):
+            return Finding("pytrees", False, f"the {name} of `step` has another structure than that of `reset`", advice)
+        for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(second), strict=True):
+            if (a.shape, a.dtype) != (b.shape, b.dtype):
+                where = f"{name}{jax.tree_util.keystr(path)}"
+                seen = f"{where} is {a.dtype}{list(a.shape)} after `reset`, {b.dtype}{list(b.shape)} after `step`"
+                return Finding("pytrees", False, seen, advice)
+    if jax.tree.leaves(transition.reward)[0].shape != ():
+        return Finding("pytrees", False, f"the reward has shape {list(transition.reward.shape)}", "return a scalar")
+    return Finding("pytrees", True, "`reset` and `step` return the same structure, shapes and dtypes")
+
+
+# --------------------------------------------------------------------------------------------- what it does
+
+
+class Rows(NamedTuple):
+    """What was seen, leaves ``[T, N, ...]``; ``first`` is ``[N, ...]``."""
+
+    first: PyTree
+    steps: TimeStep
+
+
+def _roll(stepper: Stepper, actions: Array, seed: int) -> Rows:
+    first = jax.tree.map(np.copy, stepper.reset(seed))
+    steps = [jax.tree.map(np.copy, stepper.step(action)) for action in actions]
+    return Rows(first, jax.tree.map(lambda *x: np.stack(x), *steps))
+
+
+def _actions(spec: EnvSpec, num_envs: int, num_steps: int, seed: int) -> Array:
+    """Random actions in [-1, 1], ``[T, N, A]``, after both extremes."""
+    actions = np.random.default_rng(seed).uniform(-1, 1, (num_steps, num_envs, spec.action_size)).astype(np.float32)
+    actions[0], actions[1] = -1.0, 1.0
+    return actions
+
+
+def _same(x: PyTree, y: PyTree) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True))
+
+
+def _stepped(subject: Subject, spec: EnvSpec, num_steps: int, seed: int) -> Iterator[Finding]:
+    actions = _actions(spec, subject.num_envs, num_steps, seed)
+    with subject.started(spec) as stepper:
+        rows = _roll(stepper, actions, seed)
+    steps = rows.steps
+    yield _shapes(spec, rows, subject.num_envs)
+    yield _finite(steps)
+    low, high = steps.reward[steps.valid].min(initial=np.inf), steps.reward[steps.valid].max(initial=-np.inf)
+    yield Finding("rewards", None, f"{low:.4g} to {high:.4g} a step under random actions")
+    yield from _ends(steps, spec)
+
+    with subject.started(spec) as stepper:
+        again = _roll(stepper, actions[: num_steps // 3], seed)
+    differing = next((t for t in range(num_steps // 3) if not _same(_at(steps, t), _at(again.steps, t))), None)
+    same_first = _same(rows.first, again.first)
+    seen = "the same seed gives the same first observations and, with the same actions, the same steps"
+    if not same_first or differing is not None:
+        seen = f"the same seed gives other {'first observations' if not same_first else f'numbers at step {differing}'}"
+    advice = (
+        "draw every random number from the seed or key that `reset` is given, never from a global generator or the clock"
+    )
+    yield Finding("determinism", same_first and differing is None, seen, advice)
+    with subject.started(spec) as stepper:
+        other = stepper.reset(seed + 1)
+    if _same(rows.first, other):
+        yield Finding("first states", None, "every episode begins in the same state, whatever the seed")
+
+
+def _at(steps: TimeStep, t: int) -> PyTree:
+    return jax.tree.map(lambda x: x[t], (steps.obs, steps.next_obs, steps.reward, steps.terminated, steps.truncated))
+
+
+def _shapes(spec: EnvSpec, rows: Rows, num_envs: int) -> Finding:
+    expected = jax.tree.map(lambda x: ((num_envs, *x.shape), np.dtype(x.dtype)), spec.observation)
+    for name, obs in (
+        ("first observation", rows.first),
+        ("observation", jax.tree.map(lambda x: x[0], rows.steps.obs)),
+        ("successor", jax.tree.map(lambda x: x[0], rows.steps.next_obs)),
+    ):
+        found = jax.tree.map(lambda x: (x.shape, x.dtype), obs)
+        if found != expected:
+            return Finding("shapes", False, f"the {name} is {found}, not {expected}", "return what the spec says")
+    steps = rows.steps
+    for name, leaf, kind in (
+        ("reward", steps.reward, "f"),
+        ("terminated", steps.terminated, "b"),
+        ("truncated", steps.truncated, "b"),
+        ("valid", steps.valid, "b"),
+    ):
+        if leaf.shape[1:] != (num_envs,) or leaf.dtype.kind != kind:
+            return Finding("shapes", False, f"{name} is {leaf.dtype}{list(leaf.shape[1:])}", f"return one {name} a step")
+    return Finding("shapes", True, f"of observations, successors, rewards and flags, over {len(steps.reward)} steps")
+
+
+def _finite(steps: TimeStep) -> Finding:
+    bad = ~steps.valid if "reset" not in steps.info else ~steps.valid & ~steps.info["reset"]
+    if not bad.any():
+        return Finding("finite numbers", True, "every observation and reward is finite, at the bounds of the actions, too")
+    t, n = (int(i) for i in np.argwhere(bad)[0])
+    seen = f"{int(bad.sum())} of {bad.size} steps had numbers that are not finite, first environment {n} at step {t + 1}"
+    advice = "shorten the simulation's time step, or end the episode before it diverges; training leaves such steps out"
+    return Finding("finite numbers", False, seen, advice)
+
+
+def _ends(steps: TimeStep, spec: EnvSpec) -> Iterator[Finding]:
+    """How episodes end, and what follows."""
+    both = steps.terminated & steps.truncated
+    ended = steps.terminated | steps.truncated
+    lengths = [int(x) for x in steps.info["episode_length"][steps.terminated]]
+    seen = f"{int(steps.terminated.sum())} episodes terminated, {int(steps.truncated.sum())} were truncated"
+    # Real ends come at various times. One length for all of them is a clock.
+    clock = len(lengths) >= 3 and len(set(lengths)) == 1 and lengths[0] > 1
+    if clock:
+        seen += f"; every termination came after exactly {lengths[0]} steps"
+    advice = (
+        "a time limit is a truncation: return terminated=False there, and truncated=True where the interface has it"
+        if clock
+        else "an episode ends one way: terminated where the task is over, truncated where the clock has cut it"
+    )
+    yield Finding("terminated or truncated", not both.any() and not clock, seen, advice)
+
+    spent = ~steps.valid & steps.info["reset"] if "reset" in steps.info else np.zeros_like(ended)
+    stray = spent & ~np.concatenate([np.zeros_like(ended[:1]), ended[:-1]])
+    loud = spent & (ended | (steps.reward != 0))
+    seen = f"{int(spent.sum())} rows were spent on resets" if spent.any() else "no row is spent on a reset"
+    advice = "a reset row must follow an end, and carry no reward and no flag"
+    yield Finding("resets", not stray.any() and not loud.any(), seen, advice)
+    early = [int(n) for n in steps.info["episode_length"][ended & steps.truncated] if n > spec.time_limit]
+    yield Finding("episodes end", not early, f"none is longer than {spec.time_limit:,} steps", "apply the time limit")
+
+
+def _time_limited(subject: Subject, spec: EnvSpec, seed: int) -> Iterator[Finding]:
+    """Cut episodes short, and compare with the same ones left alone: a cut must not change what was there."""
+    limit = min(SHORT, spec.time_limit)
+    actions = _actions(spec, subject.num_envs, limit + 1, seed)
+    rows: list[Rows] = []
+    for length in (limit, max(spec.time_limit, 2 * limit)):
+        try:
+            with subject.started(dataclasses.replace(spec, episode_length=length)) as stepper:
+                if isinstance(stepper, HostVectorEnv) and not stepper.simulator.resets_rows:
+                    yield Finding(
+                        "time limit holds", None, "this vector environment keeps its own, and none other can be set"
+                    )
+                    return
+                rows.append(_roll(stepper, actions, seed))
+        except ConfigError as error:
+            yield Finding("time limit holds", None, str(error))
+            return
+    cut, whole = rows[0].steps, rows[1].steps
+    end = limit - 1  # the step at which the limit is reached
+    goes_on = ~(whole.terminated | whole.truncated)[:end].any(axis=0) & whole.valid.all(axis=0) & ~whole.terminated[end]
+    if not goes_on.any():
+        yield Finding("time limit holds", None, f"no episode lasted for {limit} steps")
+        return
+    truncated = cut.truncated[end, goes_on]
+    seen = f"{int(truncated.sum())} of {len(truncated)} episodes were truncated at a limit of {limit} steps"
+    advice = "count steps from the reset, and truncate when the count reaches the limit"
+    yield Finding("time limit holds", bool(truncated.all()), seen, advice)
+
+    def at(tree: PyTree, t: int) -> PyTree:
+        return jax.tree.map(lambda x: x[t, goes_on], tree)
+
+    true = _same(at(cut.next_obs, end), at(whole.next_obs, end))
+    seen = f"the observation at a cut is {'' if true else 'not '}that of the same episode left alone"
+    advice = (
+        "return the observation after the last step, and reset only then; see the reset conventions in the documentation"
+    )
+    yield Finding("true successor", true, seen, advice)
+    spent = cut.info["reset"][limit, goes_on].any() if "reset" in cut.info else False
+    if limit < spec.time_limit and _same(at(cut.obs, limit if spent else end), at(cut.next_obs, end)):
+        yield Finding("new episodes", None, "the observation after a cut is the one before it: does `reset` do anything?")
+
+
+# --------------------------------------------------------------------------------------------- all of it
+
+
+def check(env: Env | HostEnv, *, num_envs: int = 4, num_steps: int = 300, seed: int = 0) -> Iterator[Finding]:
+    """Check an environment under random actions; yields what was found, in an order that explains later failures.
+
+    Args:
+        env: the environment, from `reppo.envs.make`.
+        num_envs: how many to step at once; a vector environment that was made elsewhere has its own number.
+        num_steps: steps of each.
+        seed: of the environments and of the actions.
+    """
+    spec = env.spec()
+    check_observation(spec.name, spec.observation)
+    yield from _described(spec)
+    spec = _completed(spec)
+    if isinstance(env, Env):
+        structure = _same_structure(env)
+        yield structure
+        if not structure.passed:
+            return  # it cannot be stepped in a compiled loop
+    if isinstance(env, HostEnv) and env.fixed_num_envs is not None:
+        num_envs = env.fixed_num_envs
+    subject = Subject(env, spec, num_envs)
+    try:
+        deterministic = True
+        for finding in _stepped(subject, spec, num_steps, seed):
+            deterministic &= (finding.check, finding.passed) != ("determinism", False)
+            yield finding
+        if deterministic:
+            yield from _time_limited(subject, spec, seed)
+        else:
+            yield Finding("time limit holds", None, "not checked: that takes the same episode twice")
+    except ConfigError as error:
+        yield Finding("runs", False, str(error).removeprefix(f"{spec.name}: "), "mend this first; the other checks need it")
