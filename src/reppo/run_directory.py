@@ -108,7 +108,8 @@ def read_description(path: Path) -> dict[str, Any]:
     """The contents of ``config.json``; raises `ConfigError` where this is no run directory or the file is damaged."""
     file = path / "config.json"
     if not file.is_file():
-        raise ConfigError(f"{path} is not a run directory: it has no config.json")
+        advice = "a run that was killed before it wrote one has nothing to resume: start it again"
+        raise ConfigError(f"{path} is not a run directory: it has no config.json; {advice}")
     try:
         description = json.loads(file.read_text())
         env, seeds, config = description["env"], description["seeds"], description["config"]
