@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +106,18 @@ def test_simulators_are_imported_in_envs_alone(name: str) -> None:
         return
     for module, line in imports(MODULES[name]):
         assert root(module) not in SIMULATORS, f"{name}.py:{line} imports {module}"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_every_library_is_asked_for_when_the_package_is_installed(name: str) -> None:
+    if name.startswith("envs/"):  # of the extras
+        return
+    project = tomllib.loads((PACKAGE.parents[1] / "pyproject.toml").read_text())["project"]
+    asked = {re.split(r"[^A-Za-z0-9_-]", dependency)[0].partition("-")[0] for dependency in project["dependencies"]}
+    for module, line in imports(MODULES[name]):
+        # The first two are optional: --wandb asks for one, and JAX compresses with the other if it is there.
+        known = root(module) in {"wandb", "zstandard", "reppo", *asked, *sys.stdlib_module_names}
+        assert known, f"{name}.py:{line} imports {module}, which is no dependency"
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))

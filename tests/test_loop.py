@@ -23,7 +23,7 @@ from reppo import checkpoint, envs, loop
 from reppo.collector import Keys, Stream
 from reppo.config import Config, ConfigError
 from reppo.envs.probes import TargetReach
-from reppo.loop import Clock, Run, evaluation_points
+from reppo.loop import Clock, Run, evaluation_due
 from reppo.plot import read_rows
 
 TASK = "probe:TargetReach"
@@ -134,6 +134,10 @@ def test_the_saved_policy_is_the_last_one(trained: Run) -> None:
     np.testing.assert_allclose(reppo.load_policy(trained.directory)(obs), expected, atol=1e-6)
 
 
+def evaluation_points(config: Config) -> list[int]:
+    return [i for i in range(config.num_iterations + 1) if evaluation_due(config, i)]
+
+
 @pytest.mark.parametrize(
     ("iterations", "num_evals", "expected"),
     [
@@ -141,22 +145,66 @@ def test_the_saved_policy_is_the_last_one(trained: Run) -> None:
         (10, 1, {0, 10}),
         (3, 20, {0, 1, 2, 3}),
         (7, 2, {0, 4, 7}),  # 3.5 is rounded to the even one
+        (4, 10**400, {0, 1, 2, 3, 4}),
     ],
 )
 def test_evaluation_points(iterations: int, num_evals: int, expected: set[int]) -> None:
     config = dataclasses.replace(TINY, total_steps=iterations * TINY.batch_size, num_evals=num_evals)
-    assert evaluation_points(config) == expected
+    assert set(evaluation_points(config)) == expected
 
 
-@given(st.integers(1, 10**6), st.integers(1, 100))
+@given(st.integers(1, 64 * 500), st.integers(1, 100))
 def test_evaluations_are_spread_evenly_from_the_start_to_the_end(total_steps: int, num_evals: int) -> None:
     config = dataclasses.replace(TINY, total_steps=total_steps, num_evals=num_evals)
-    points = sorted(evaluation_points(config))
+    points = evaluation_points(config)
     assert points[0] == 0
     assert points[-1] == config.num_iterations
     assert len(points) == 1 + min(num_evals, config.num_iterations)
     gaps = np.diff(points)
     assert gaps.max() - gaps.min() <= 1 + 1e-9 if num_evals <= config.num_iterations else (gaps == 1).all()
+
+
+# ------------------------------------------------------------------------------------------- what does not fit
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_envs": 2**27},
+        {"num_epochs": 2**30},
+        {"actor_width": 2**20},
+        {"critic_width": 2**31 - 1},
+        {"num_bins": 2**31 - 1},
+    ],
+    ids=str,
+)
+def test_a_run_that_cannot_fit_is_refused_before_anything_is_allocated(
+    changes: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "memory", lambda: 2**34)
+    config = dataclasses.replace(TINY, **changes)
+    with pytest.raises(ConfigError, match=r"needs at least [\d,]+\.\d GiB of memory, and there are 16\.0: try fewer"):
+        reppo.train("probe:TargetReach", config, out=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_run_needs_is_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(TargetReach(), TINY, [0, 1], None)
+    learner = sum(leaf.nbytes for leaf in leaves(run.init(run.key(Stream.INIT))).values())
+    # Of each step: observation and successor of two numbers, an action and a reward; and its place in two epochs.
+    needed = learner + 2 * 64 * (4 * (2 + 2 + 1 + 1) + 2 * 4)
+    monkeypatch.setattr(loop, "memory", lambda: needed)
+    run.check_memory()
+    monkeypatch.setattr(loop, "memory", lambda: needed - 1)
+    with pytest.raises(ConfigError, match="needs at least"):
+        run.check_memory()
+    monkeypatch.setattr(loop, "memory", lambda: None)
+    run.check_memory()
+
+
+def test_more_seeds_than_can_be_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"num_seeds must be at most 10,000, got 1,000,000,000"):
+        reppo.train("probe:TargetReach", TINY, num_seeds=10**9)
 
 
 # ------------------------------------------------------------------------------------------- several seeds

@@ -19,7 +19,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from reppo import files, run_directory
+from reppo import run_directory
 from reppo.config import Config, ConfigError
 from reppo.loop import Run
 
@@ -282,17 +282,3 @@ def test_finished_means_a_whole_summary(tmp_path: Path, content: str | None, fin
     if content is not None:
         (tmp_path / "summary.json").write_text(content)
     assert run_directory.is_finished(tmp_path, 100) is finished
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "summary.json"
-    files.write_json(path, {"old": 1})
-    for name in ("fsync", "replace"):
-        with monkeypatch.context() as patch:
-            patch.setattr(os, name, raising(errno.ENOSPC))
-            with pytest.raises(OSError, match="No space"):
-                files.write_json(path, {"new": 2})
-        assert json.loads(path.read_text()) == {"old": 1}
-        assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
-    files.write_json(path, {"new": 2})
-    assert json.loads(path.read_text()) == {"new": 2}

@@ -37,6 +37,7 @@ from reppo.config import PRESETS, Config, ConfigError, nearest, preset
 from reppo.display import ACCENT, PlainDisplay, make_display, number, shown
 from reppo.envs.check import check
 from reppo.evaluate import evaluate_policy
+from reppo.files import drop_truncated
 from reppo.interrupt import KILLED, STOPPED, Interrupt, Stopped
 from reppo.options import INLINE, unset
 from reppo.run_directory import new_run_name, read_description
@@ -480,6 +481,8 @@ def quieten() -> None:
 def use_compilation_cache() -> None:
     """Keep compiled programs in the user's cache folder, so that a second start is fast."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reppo" / "jax"
+    with contextlib.suppress(OSError):  # a cache that cannot be written is none
+        drop_truncated(cache)
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

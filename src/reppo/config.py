@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import sys
 import types
 from collections.abc import Collection
@@ -12,6 +13,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from reppo.nets import NormKind
 
 Precision = Literal["highest", "high", "default"]
+
+LARGEST_COUNT = 2**31 - 1  #: of anything that a device counts: its integers have 32 bits
+MOST_LAYERS = 100
 
 
 class ConfigError(ValueError):
@@ -190,6 +194,7 @@ class Config:
         for name in ("aux_weight", "min_std", "actor_output_scale"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        self._check_counts()
         if self.batch_size % self.num_minibatches:
             raise ConfigError(
                 f"num_minibatches ({self.num_minibatches}) must divide num_envs * num_steps "
@@ -214,6 +219,29 @@ class Config:
             raise ConfigError(f"action_low must be below action_high, got [{self.action_low}, {self.action_high}]")
         if self.episode_length is not None and self.episode_length < 1:
             raise ConfigError(f"episode_length must be positive, got {self.episode_length}")
+
+    def _check_counts(self) -> None:
+        """Refuse counts that no run can have, before anything is allocated or looped over for them."""
+        # Evaluations are a matter of the host, which counts further; the steps of a run are counted in iterations.
+        for name, hint in get_type_hints(type(self)).items():
+            value, most = getattr(self, name), MOST_LAYERS if name.endswith("_layers") else LARGEST_COUNT
+            counted = hint in (int, int | None) and name not in ("total_steps", "num_evals")
+            if counted and value is not None and value > most:
+                raise ConfigError(f"{name} must be at most {most:,}, got {shown_count(value)}")
+        if self.batch_size > LARGEST_COUNT:
+            raise ConfigError(
+                f"num_envs * num_steps must be at most {LARGEST_COUNT:,}, got {self.num_envs:,} * {self.num_steps:,}"
+            )
+        if self.num_iterations > LARGEST_COUNT:
+            raise ConfigError(
+                f"total_steps must be at most {LARGEST_COUNT:,} iterations of num_envs * num_steps = {self.batch_size:,}, "
+                f"got {shown_count(self.total_steps)}"
+            )
+
+
+def shown_count(value: int) -> str:
+    """A whole number, however large, in a few characters."""
+    return f"{value:,}" if abs(value) < 10**15 else f"about 10**{math.floor(math.log10(value))}"
 
 
 def _is_a(value: Any, hint: Any) -> bool:

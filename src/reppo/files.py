@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,3 +43,39 @@ def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, atomically."""
     with replacing(path) as file:
         file.write((json.dumps(value, indent=2) + "\n").encode())
+
+
+ZSTANDARD = b"\x28\xb5\x2f\xfd"  #: how such a file begins
+
+
+def drop_truncated(cache: Path) -> None:
+    """Remove what a killed process has left of an entry in JAX's compilation cache.
+
+    JAX writes an entry in place. It notices one that was cut off, and compiles again, but never writes over it: that
+    program would be compiled at every start from then on. Each call looks at what was written since the last one began.
+    """
+    looked, now = cache / "looked-at", time.time()
+    since = looked.stat().st_mtime if looked.exists() else 0.0
+    for entry in cache.glob("*-cache") if cache.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if entry.stat().st_mtime >= since and not _decompresses(entry.read_bytes()):
+                entry.unlink()
+    if cache.is_dir():
+        looked.touch()
+        os.utime(looked, (now, now))
+
+
+def _decompresses(data: bytes) -> bool:
+    """Whether compressed data is whole; what nothing here can read counts as such."""
+    if data.startswith(ZSTANDARD):
+        try:
+            import zstandard  # pyright: ignore[reportMissingImports]  # JAX takes it where it is installed
+        except ImportError:
+            return True
+        with contextlib.suppress(zstandard.ZstdError):
+            return bool(zstandard.ZstdDecompressor().decompress(data))
+        return False
+    stream = zlib.decompressobj()
+    with contextlib.suppress(zlib.error):
+        stream.decompress(data)
+    return stream.eof

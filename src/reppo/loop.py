@@ -24,7 +24,7 @@ import numpy as np
 
 from reppo import checkpoint, envs, export, faults, run_directory
 from reppo.collector import Collected, Collector, Evaluation, JaxCollector, Keys, Stream, compile_over_seeds
-from reppo.config import PRESETS, Config, ConfigError
+from reppo.config import PRESETS, Config, ConfigError, shown_count
 from reppo.envs.host import SimulatorError
 from reppo.envs.spec import EnvSpec, resolve
 from reppo.files import write_json
@@ -39,6 +39,7 @@ from reppo.types import PyTree
 CLIPPED_WARNING = 0.05  #: share of targets outside the value support above which the user is told, once
 INVALID_LIMIT = 0.1  #: share of non-finite environment steps in one iteration above which a run stops
 SKIPPED_LIMIT = 0.25  #: share of skipped optimiser steps (critic, actor, duals) in one iteration above which a run stops
+MOST_SEEDS = 10_000  #: at once; each has files of its own
 SETTLED = 5  #: iterations after which that share means something: the untrained entropy bonus alone can leave the support
 
 
@@ -101,8 +102,25 @@ class Run:
 
     def start(self) -> None:
         """Initialise networks and environments; refuse environments whose first observations are not finite."""
+        self.check_memory()
         self._state = self.init(self.key(Stream.INIT))
         self.collector.start()
+
+    def check_memory(self) -> None:
+        """Refuse a run that cannot fit, before an operating system that promises more than it has ends the process.
+
+        Counted are the learner's state, the rollout, and the order of its rows in all epochs: what there is at least.
+        """
+        config, keys = self.config, self.key(Stream.INIT)
+        rows = 2 * jax.tree.leaves(self.spec.observation) + [jax.ShapeDtypeStruct((self.spec.action_size + 1,), np.float32)]
+        per_step = sum(x.size * x.dtype.itemsize for x in rows) + config.num_epochs * np.dtype(np.int32).itemsize
+        learner = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(self.init, keys)))
+        needed, there = learner + per_step * config.batch_size * len(self.seeds), memory()
+        if there is not None and needed > there:
+            raise ConfigError(
+                f"this run needs at least {needed / 2**30:,.1f} GiB of memory, and there are {there / 2**30:,.1f}: try "
+                f"fewer --num-envs, --num-steps or --seeds, or smaller networks"
+            )
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go to where a checkpoint is, instead of `start`; raises `ConfigError` where it is not of this run."""
@@ -232,9 +250,20 @@ class Run:
         return paths
 
 
-def evaluation_points(config: Config) -> set[int]:
-    """Iterations after which the policy is evaluated: 0, and `num_evals` evenly over the run, the last at its end."""
-    return {round(i * config.num_iterations / config.num_evals) for i in range(config.num_evals + 1)}
+def memory() -> int | None:
+    """Bytes of the device that JAX computes on; None where it does not say."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def evaluation_due(config: Config, iteration: int) -> bool:
+    """Whether the policy is evaluated after an iteration: after 0, and `num_evals` times evenly over the run, the last at
+    its end; after every iteration where there are fewer of these."""
+    n, k = config.num_iterations, config.num_evals
+    before = iteration * k // n
+    return any(round(i * n / k) == iteration for i in (before, before + 1))
 
 
 # --------------------------------------------------------------------------------------------- train and resume
@@ -277,6 +306,8 @@ def train(
         run_directory.check_free(Path(out))
     if num_seeds < 1:
         raise ConfigError(f"num_seeds must be at least 1, got {num_seeds}")
+    if num_seeds > MOST_SEEDS:
+        raise ConfigError(f"num_seeds must be at most {MOST_SEEDS:,}, got {shown_count(num_seeds)}")
     if seed < 0 or seed + num_seeds > 2**32:
         raise ConfigError(f"seeds must be between 0 and 2**32 - 1, got {seed}")
     config = config or PRESETS[default_preset()]
@@ -518,7 +549,6 @@ class Keeper:
 
 def advance(run: Run, keeper: Keeper, clock: Clock, interrupt: Interrupt) -> Iterator[Event]:
     """Drive a run from where it is to its end; yields what happens, for the sinks."""
-    points = evaluation_points(run.config)
     clipping = ClippedWarning(run)
     yield from told(run.notes)
     with contextlib.ExitStack() as compiling:
@@ -530,7 +560,7 @@ def advance(run: Run, keeper: Keeper, clock: Clock, interrupt: Interrupt) -> Ite
         else:
             yield Event.status(f"resuming at {run.env_steps:,} steps")
         while True:
-            if run.iteration in points and not run.evaluated:
+            if evaluation_due(run.config, run.iteration) and not run.evaluated:
                 evaluation = run.evaluation(clock, interrupt)
                 if evaluation is None:
                     break
