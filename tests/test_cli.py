@@ -15,7 +15,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import helpers
 import numpy as np
@@ -541,3 +542,11 @@ def test_a_signal_during_the_imports_ends_the_program_without_a_traceback(number
 def test_importing_the_package_imports_nothing_large() -> None:
     program = "import sys, reppo; print([name for name in ('jax', 'numpy', 'tyro') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_what_the_threads_of_orbax_say_is_left_out_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Any] = []
+    monkeypatch.setattr(sys, "__unraisablehook__", said.append)
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("else"), ValueError("Event loop is closed")):
+        cli.unraisable(SimpleNamespace(exc_type=type(error), exc_value=error))
+    assert [str(what.exc_value) for what in said] == ["else", "Event loop is closed"]

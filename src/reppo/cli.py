@@ -459,9 +459,17 @@ def process_start() -> float:
         return imported
 
 
+def unraisable(what: Any) -> None:
+    """Python's own `sys.unraisablehook`, but for what Orbax's threads say, each, where one array cannot be read."""
+    if not (what.exc_type is RuntimeError and str(what.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(what)
+
+
 def quieten() -> None:
     """Silence what other packages say to their developers; ``-W`` and ``PYTHONWARNINGS`` bring the warnings back."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("REPPO_XLA_LOG_LEVEL", "3")
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = unraisable
     if not sys.warnoptions:
         for package in (
             "brax",
