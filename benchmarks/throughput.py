@@ -85,7 +85,7 @@ def measure(name: str, repetitions: int) -> dict[str, Any]:
         compile_rollout = time.perf_counter() - start - compile_first
 
         update = jax.jit(lambda state, rows, key: run.learner.update(state, rows, key))
-        targets = jax.jit(lambda state, rows, key: algorithm.targets(state, rows, config, run.spec.critic_keys, key))
+        targets = jax.jit(lambda state, rows, key: algorithm.targets(state, rows, config, run.spec, key))
         state, rows, key = jax.tree.map(lambda x: x[0], (run.state, rows, run.key(1)))
         start = time.perf_counter()
         jax.block_until_ready(update(state, rows, key))

@@ -33,6 +33,12 @@ TINY = Config(
 )
 
 
+def as_gaussian(policy: Any) -> TanhGaussian:
+    """What a policy of continuous actions is."""
+    assert isinstance(policy, TanhGaussian)
+    return policy
+
+
 def leaves(tree: Any) -> dict[str, Array]:
     """Every array of a pytree by its path, on the host; PRNG keys as their data."""
     found = {}

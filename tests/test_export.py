@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import Array
+from helpers import Array, as_gaussian
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,7 +65,7 @@ def observations(observation: Any, *leading: int) -> Any:
 
 @jax.jit
 def jax_distribution(policy: Policy, obs: Any) -> TanhGaussian:
-    return policy(obs)
+    return as_gaussian(policy(obs))
 
 
 @pytest.mark.parametrize("norm", ["rms", "layer", "none"])
@@ -75,7 +75,7 @@ def test_numpy_says_what_jax_says(tmp_path: Path, norm: NormKind, observation: A
     read = saved(tmp_path, policy, observation)
     obs = observations(observation, 50)
     expected = jax_distribution(policy, obs)
-    mean, std = read.distribution(obs)
+    mean, std = read.gaussian(obs)
     np.testing.assert_allclose(mean, expected.mean, atol=1e-5)
     np.testing.assert_allclose(std, np.exp(expected.log_std), rtol=1e-4)
     action = read(obs)
@@ -87,7 +87,7 @@ def test_numpy_says_what_jax_says(tmp_path: Path, norm: NormKind, observation: A
 def test_any_depth_and_any_floor(tmp_path: Path, layers: int, min_std: float) -> None:
     policy = make_policy(layers=layers, min_std=min_std)
     obs = observations(ARRAY, 20)
-    mean, std = saved(tmp_path, policy).distribution(obs)
+    mean, std = saved(tmp_path, policy).gaussian(obs)
     expected = jax_distribution(policy, obs)
     np.testing.assert_allclose(mean, expected.mean, atol=1e-5)
     np.testing.assert_allclose(std, np.exp(expected.log_std), rtol=1e-4)
@@ -114,7 +114,7 @@ def test_samples_have_the_policys_distribution(tmp_path: Path) -> None:
     policy = eqx.tree_at(lambda p: p.actor.mlp.output.weight, policy, 0.1 * policy.actor.mlp.output.weight)
     read = saved(tmp_path, policy)
     obs = observations(ARRAY)
-    mean, std = read.distribution(obs)
+    mean, std = read.gaussian(obs)
     actions = read.sample(np.broadcast_to(obs, (20_000, 3)), np.random.default_rng(0))
     assert ((actions >= LOW) & (actions <= HIGH)).all()
     u = np.arctanh((actions - LOW) / (HIGH - LOW) * 2 - 1)

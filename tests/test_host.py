@@ -179,7 +179,7 @@ def test_a_collectors_rollout_is_what_happened(env: HostEnv) -> None:
     rows = jax.tree.map(lambda *x: np.concatenate(x, axis=1)[0], *rows)
     run.collector.close()
     low, high = BOUNDS
-    action = low + (np.tanh(rows.pre_tanh) + 1) / 2 * (high - low)
+    action = low + (np.tanh(rows.sample) + 1) / 2 * (high - low)
     valid, ended = rows.valid, rows.terminated | rows.truncated
     assert ended.sum() > N
     np.testing.assert_allclose(rows.next_obs[valid][:, 3], action[valid][:, 0], rtol=1e-4, atol=1e-4)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reppo.nets import MLP, NORM_EPSILON, Actor, Critic, Linear, Norm, NormKind, select
+from reppo.nets import MLP, NORM_EPSILON, Actor, ContinuousCritic, Linear, Norm, NormKind, select
 
 KEY = jax.random.key(0)
 NORMS: list[NormKind] = ["rms", "layer", "none"]
@@ -23,9 +23,9 @@ NORMS: list[NormKind] = ["rms", "layer", "none"]
 
 @functools.cache
 @eqx.filter_jit
-def critic(norm: NormKind = "rms", support: tuple[float, float, int] = (0.0, 150.0, 151)) -> Critic:
+def critic(norm: NormKind = "rms", support: tuple[float, float, int] = (0.0, 150.0, 151)) -> ContinuousCritic:
     v_min, v_max, num_bins = support
-    return Critic(3, 2, 64, norm, num_bins, v_min, v_max, key=KEY)
+    return ContinuousCritic(3, 2, 64, norm, num_bins, v_min, v_max, key=KEY)
 
 
 @functools.cache
@@ -83,7 +83,7 @@ OBS, ACTION = (np.random.default_rng(0).normal(size=(100, size)).astype(np.float
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_critics_split_first_layer_is_one_matrix_on_the_joined_input(norm: NormKind) -> None:
     @eqx.filter_jit
-    def joined(c: Critic, obs: jax.Array, action: jax.Array) -> jax.Array:
+    def joined(c: ContinuousCritic, obs: jax.Array, action: jax.Array) -> jax.Array:
         weight = jnp.concatenate([c.obs_linear.weight, c.action_weight])
         first = jnp.concatenate([obs, action], -1) @ weight + c.obs_linear.bias
         return c.encoder(jax.nn.silu(c.norm(first)))
@@ -126,7 +126,7 @@ def test_first_values_are_near_zero(norm: NormKind, support: tuple[float, float,
 
 def test_values_lie_in_the_support_and_gradients_reach_the_action() -> None:
     @eqx.filter_jit
-    def value_and_slope(c: Critic, obs: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def value_and_slope(c: ContinuousCritic, obs: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array]:
         return c(obs, action), jax.grad(lambda a: jnp.sum(c(obs, a)))(action)
 
     value, slope = map(np.asarray, call(value_and_slope, critic("rms", (-10.0, 10.0, 151)), 100.0 * OBS, ACTION))
@@ -137,13 +137,13 @@ def test_values_lie_in_the_support_and_gradients_reach_the_action() -> None:
 
 def test_a_scalar_critic_is_its_own_output() -> None:
     c = critic("rms", (-10.0, 10.0, 1))
-    logits = call(lambda c, o, a: c.logits(c.embed(o, a)), c, OBS, ACTION)
+    logits = call(lambda c, o, a: c.evaluate(o, a).logits, c, OBS, ACTION)
     assert logits.shape == (100, 1)
     np.testing.assert_allclose(call(c, OBS, ACTION), logits[:, 0], rtol=1e-5, atol=1e-6)
 
 
 def test_the_predictor_gives_an_embedding_and_a_reward() -> None:
-    embedding, reward = call(lambda c, o, a: c.predict(c.embed(o, a)), critic(), OBS, ACTION)
+    _, _, _, embedding, reward = call(lambda c, o, a: c.evaluate(o, a), critic(), OBS, ACTION)
     assert embedding.shape == (100, 64)
     assert reward.shape == (100,)
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import entropy, quadrature
+from helpers import as_gaussian, entropy, quadrature
 from scipy.optimize import minimize, root_scalar
 
 from reppo import normalizer
@@ -131,7 +131,7 @@ def value(state: TrainState, x: float) -> float:
 
 
 def policy_at(state: TrainState, x: float) -> TanhGaussian:
-    return state.policy(jnp.full(1, x))
+    return as_gaussian(state.policy(jnp.full(1, x)))
 
 
 def best_policy(alpha: float, reward: Callable[[np.ndarray], np.ndarray]) -> tuple[TanhGaussian, float]:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import TINY, Array, assert_identical, differ, leaves, log_prob_reference
+from helpers import TINY, Array, as_gaussian, assert_identical, differ, leaves, log_prob_reference
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -116,7 +116,7 @@ ROLLOUT = make_rollout(0, *ROLLOUT_FLAGS)
 
 
 def noise(num_samples: int) -> Array:
-    return np.linspace(-1.0, 1.5, num_samples, dtype=np.float32)
+    return np.linspace(-1.0, 1.5, num_samples, dtype=np.float32) if num_samples > 1 else np.array([0.5], np.float32)
 
 
 def chosen_sample(self: TanhGaussian, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
@@ -141,7 +141,7 @@ def chosen_targets() -> dict[str, Callable[..., Batch]]:
 
     def compiled(estimator: Any) -> Callable[..., Batch]:
         config = dataclasses.replace(CONFIG, estimator=estimator)
-        program = jax.jit(lambda state, rollout: targets(state, rollout, config, CRITIC_KEYS, KEY))
+        program = jax.jit(lambda state, rollout: targets(state, rollout, config, SPEC, KEY))
         return program.lower(start(), ROLLOUT).compile()
 
     with pytest.MonkeyPatch.context() as patch:
@@ -150,7 +150,7 @@ def chosen_targets() -> dict[str, Callable[..., Batch]]:
 
 
 @jax.jit
-def networks(state: TrainState, actor_obs: jax.Array, critic_obs: jax.Array, z: jax.Array) -> tuple[jax.Array, ...]:
+def networks(state: Any, actor_obs: jax.Array, critic_obs: jax.Array, z: jax.Array) -> tuple[jax.Array, ...]:
     """What the networks say at normalised observations, for the noise ``z``, ``[S]``."""
     policy = state.policy.actor(actor_obs)
     u = policy.mean + jnp.exp(policy.log_std) * z.reshape(-1, 1, 1, 1)
@@ -222,11 +222,11 @@ def test_a_batch_holds_the_rollouts_rows_in_order(chosen_targets: dict[str, Call
 
     check(batch.actor_obs, here.actor_obs)
     check(batch.critic_obs, here.critic_obs)
-    check(batch.pre_tanh, ROLLOUT.pre_tanh)
+    check(batch.sample, ROLLOUT.sample)
     check(batch.reward, ROLLOUT.reward)
     check(batch.continues, ~ROLLOUT.terminated)
-    check(batch.old_policy.mean, here.mean)
-    check(batch.old_policy.log_std, here.log_std)
+    check(as_gaussian(batch.old_policy).mean, here.mean)
+    check(as_gaussian(batch.old_policy).log_std, here.log_std)
     check(batch.next_embedding, following.embedding)
     np.testing.assert_array_equal(batch.valid, np.asarray(ROLLOUT.valid, np.float32).reshape(B))
     assert not batch.advantage.any()
@@ -237,7 +237,7 @@ def test_soft_advantages_by_the_reference(chosen_targets: dict[str, Callable[...
     expected, _ = reference_targets(ROLLOUT)
     here, alpha = SoftValues(start(), ROLLOUT.obs), float(start().duals.alpha)
     for t, n in np.ndindex(T, N):
-        bonus = -alpha * here.log_prob(t, n, np.asarray(ROLLOUT.pre_tanh)[t, n])
+        bonus = -alpha * here.log_prob(t, n, np.asarray(ROLLOUT.sample)[t, n])
         expected[t, n] += bonus - here.value[t, n] - alpha * here.entropy[t, n]
     valid = np.asarray(ROLLOUT.valid)
     expected = (expected[valid] - expected[valid].mean()) / expected[valid].std()
@@ -255,7 +255,7 @@ def test_every_step_and_every_sample_has_its_own_noise() -> None:
 
 @functools.cache
 def compiled_targets() -> Callable[..., Batch]:
-    return jax.jit(lambda state, rollout, key: targets(state, rollout, CONFIG, CRITIC_KEYS, key))
+    return jax.jit(lambda state, rollout, key: targets(state, rollout, CONFIG, SPEC, key))
 
 
 # ------------------------------------------------------------------------------------------- the critic's loss
@@ -271,7 +271,7 @@ def hand_batch(seed: int = 0) -> Batch:
     return Batch(
         actor_obs=draw(3),
         critic_obs=draw(5),
-        pre_tanh=draw(A),
+        sample=draw(A),
         reward=draw(),
         target=2.0 * draw(),
         advantage=draw(),
@@ -336,9 +336,8 @@ def scalar_critic() -> Any:
 
 @jax.jit
 def critic_outputs(critic: Any, batch: Batch) -> Any:
-    embedding = critic.embed(batch.critic_obs, jnp.tanh(batch.pre_tanh))
-    logits = critic.logits(embedding)
-    return embedding, logits, critic.value_of_logits(logits), critic.predict(embedding)
+    embedding, logits, value, *prediction = critic.evaluate(batch.critic_obs, jnp.tanh(batch.sample))
+    return embedding, logits, value, prediction
 
 
 def test_rows_that_are_no_transitions_do_not_move_the_critic() -> None:
@@ -400,7 +399,7 @@ def actor_batch() -> Batch:
     return rows_of(hand_batch(), np.arange(4))._replace(
         valid=jnp.array([1.0, 1.0, 0.0, 0.0]),
         old_policy=TanhGaussian(MEAN - jnp.array(SHIFT)[:, None], jnp.full((4, 1), np.log(OLD_STD))),
-        pre_tanh=jnp.array([[0.2], [-0.3], [0.1], [0.7]]),
+        sample=jnp.array([[0.2], [-0.3], [0.1], [0.7]]),
     )
 
 
@@ -527,7 +526,7 @@ def test_kl_direction_and_estimator(kl_direction: Any, expected: float) -> None:
 
 @functools.cache
 def compiled_step() -> Callable[..., Any]:
-    return jax.jit(lambda state, batch, key: minibatch_step(state, batch, key, CONFIG, A))
+    return jax.jit(lambda state, batch, key: minibatch_step(state, batch, key, CONFIG, SPEC))
 
 
 @functools.cache
@@ -626,7 +625,7 @@ def test_annealing_brings_both_learning_rates_to_zero_at_the_end(anneal: bool) -
 
 @functools.cache
 def compiled_update() -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    return jax.jit(lambda state, rollout, key: update(state, rollout, key, CONFIG, CRITIC_KEYS))
+    return jax.jit(lambda state, rollout, key: update(state, rollout, key, CONFIG, SPEC))
 
 
 @functools.cache
@@ -659,7 +658,7 @@ def interpreted() -> tuple[TrainState, dict[str, jax.Array]]:
     """An update without `jit`, without merging the statistics, and without learning the multipliers."""
     config = dataclasses.replace(SINGLE, normalize_observations=False, learn_alpha=False, learn_beta=False)
     with jax.disable_jit():
-        return update(start(), ROLLOUT, KEY, config, CRITIC_KEYS)
+        return update(start(), ROLLOUT, KEY, config, SPEC)
 
 
 def test_what_is_not_learned_stays_as_it_is() -> None:
@@ -669,7 +668,7 @@ def test_what_is_not_learned_stays_as_it_is() -> None:
 
 def test_compiled_equals_interpreted_and_statistics_are_frozen_in_the_update() -> None:
     # Whether the batch is merged afterwards makes no difference to what the networks become.
-    state, metrics = jax.jit(lambda s, r, k: update(s, r, k, SINGLE, CRITIC_KEYS))(start(), ROLLOUT, KEY)
+    state, metrics = jax.jit(lambda s, r, k: update(s, r, k, SINGLE, SPEC))(start(), ROLLOUT, KEY)
     expected_state, expected_metrics = interpreted()
     for name in metrics.keys() - {"actor/alpha", "actor/beta"}:
         np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=1e-3, atol=1e-5, err_msg=name)

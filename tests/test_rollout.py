@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import TINY, assert_identical
+from helpers import TINY, as_gaussian, assert_identical
 
 from reppo.envs.autoreset import AutoReset
 from reppo.envs.probes import TargetReach
@@ -40,7 +40,7 @@ def rolled(seed: int = 1) -> tuple[Any, Rollout, dict[str, Any], Fault, Any]:
 def test_every_row_leads_to_the_next() -> None:
     end, rows, _, _, start = rolled()
     assert rows.obs.shape == rows.next_obs.shape == (T, N, 2)
-    assert rows.pre_tanh.shape == (T, N, 1)
+    assert rows.sample.shape == (T, N, 1)
     assert rows.reward.shape == rows.terminated.shape == rows.truncated.shape == rows.valid.shape == (T, N)
     np.testing.assert_array_equal(rows.obs[0], start.obs)
     ended = rows.terminated | rows.truncated
@@ -53,7 +53,7 @@ def test_every_row_leads_to_the_next() -> None:
 def test_every_row_holds_the_action_that_was_taken() -> None:
     # TargetReach pushes its point by a fifth of the action, which is the tanh of what the row holds.
     _, rows, _, _, _ = rolled()
-    position = np.clip(rows.obs[..., 0] + 0.2 * np.tanh(rows.pre_tanh[..., 0]), -1, 1)
+    position = np.clip(rows.obs[..., 0] + 0.2 * np.tanh(rows.sample[..., 0]), -1, 1)
     np.testing.assert_allclose(rows.next_obs[..., 0], position, atol=1e-6)
     np.testing.assert_array_equal(rows.next_obs[..., 1], rows.obs[..., 1])
     np.testing.assert_allclose(rows.reward, np.exp(-4 * (position - rows.obs[..., 1]) ** 2), atol=1e-6)
@@ -62,8 +62,8 @@ def test_every_row_holds_the_action_that_was_taken() -> None:
 
 def test_actions_are_samples_each_with_its_own_noise() -> None:
     _, rows, _, _, _ = rolled()
-    policy = learner_state().policy(jnp.asarray(rows.obs))
-    noise = (rows.pre_tanh - np.asarray(policy.mean)) / np.exp(np.asarray(policy.log_std))
+    policy = as_gaussian(learner_state().policy(jnp.asarray(rows.obs)))
+    noise = (rows.sample - np.asarray(policy.mean)) / np.exp(np.asarray(policy.log_std))
     assert len(np.unique(noise.round(4))) == T * N
     assert abs(noise.mean()) < 4 / (T * N) ** 0.5
     assert noise.std() == pytest.approx(1, abs=4 / (2 * T * N) ** 0.5)
@@ -85,15 +85,15 @@ def test_the_key_decides() -> None:
     once = rolled()
     rolled.cache_clear()
     assert_identical(once, rolled())
-    assert (rolled(2)[1].pre_tanh != once[1].pre_tanh).all()
+    assert (rolled(2)[1].sample != once[1].sample).all()
 
 
 def test_greedy_actions_are_the_mode_and_need_no_key() -> None:
     policy = learner_state().policy
     obs = jnp.asarray(rolled()[1].obs[0])
-    expected = policy(obs)
-    action, pre_tanh = act(policy, obs, KEY, True)
-    np.testing.assert_array_equal(pre_tanh, expected.mean)
+    expected = as_gaussian(policy(obs))
+    action, sample = act(policy, obs, KEY, True)
+    np.testing.assert_array_equal(sample, expected.mean)
     np.testing.assert_allclose(action, expected.mode(), rtol=1e-6)
     np.testing.assert_array_equal(action, act(policy, obs, jax.random.key(9), True)[0])
     sampled, u = act(policy, obs, KEY, False)

@@ -71,6 +71,8 @@ class Config:
     """Adapt beta to the KL bound; otherwise it stays as it starts."""
     target_entropy_per_action: float = -0.5
     """Target entropy divided by the number of action dimensions, in nats."""
+    target_entropy_discrete: float = 0.5
+    """Target entropy of discrete actions as a share of the largest, the log of their number."""
 
     # ---- critic
     hl_gauss: bool = True
@@ -200,7 +202,7 @@ class Config:
                 f"num_minibatches ({self.num_minibatches}) must divide num_envs * num_steps "
                 f"({self.num_envs} * {self.num_steps} = {self.batch_size})"
             )
-        for name, low, high in (("gamma", 0, 1), ("lambda_", 0, 1)):
+        for name, low, high in (("gamma", 0, 1), ("lambda_", 0, 1), ("target_entropy_discrete", 0, 1)):
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} must be between {low} and {high}, got {getattr(self, name)}")
         if self.critic_layers < 2:

@@ -260,7 +260,7 @@ def outcome(telemetry: Telemetry, glyphs: Glyphs) -> list[Cell]:
 def health(telemetry: Telemetry) -> list[Cell]:
     """What shows whether learning is well, with the value that each is held to."""
     config, metrics = telemetry.config, telemetry.metrics
-    target = config.get("target_entropy_per_action", math.nan) * telemetry.spec.get("action_size", math.nan)
+    target = telemetry.spec.get("target_entropy", math.nan)
     cells = [
         ("KL", "actor/kl", f"bound {config.get('kl_bound', math.nan):.3g}"),
         ("entropy", "actor/entropy", f"target {target:.3g}"),

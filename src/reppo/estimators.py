@@ -13,9 +13,9 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from reppo.distributions import TanhGaussian
+from reppo.distributions import ActionDistribution
 
-Q = Callable[[jax.Array], jax.Array]  #: actions ``[..., B, A]`` to values ``[..., B]``
+Q = Callable[[jax.Array], jax.Array]  #: actions ``[..., B, A]``, or ``[..., B]`` if discrete, to values ``[..., B]``
 
 RATIO_CLIP = 0.2  #: PPO's clip of the importance ratio, for `score_gae`
 
@@ -23,7 +23,7 @@ RATIO_CLIP = 0.2  #: PPO's clip of the importance ratio, for `score_gae`
 class Behaviour(NamedTuple):
     """What the rollout remembers of the action it took; only `score_gae` looks at it."""
 
-    pre_tanh: jax.Array  #: ``[B, A]``
+    sample: jax.Array  #: ``[B, A]``, or ``[B]`` if discrete
     log_prob: jax.Array  #: of the rollout policy, ``[B]``
     advantage: jax.Array  #: soft generalised advantage of that action, ``[B]``
 
@@ -31,7 +31,7 @@ class Behaviour(NamedTuple):
 class Estimator(Protocol):
     def __call__(
         self,
-        policy: TanhGaussian,
+        policy: ActionDistribution,
         q: Q,
         alpha: jax.Array,
         behaviour: Behaviour,
@@ -41,8 +41,8 @@ class Estimator(Protocol):
         """The surrogate of every state, ``[B]``.
 
         Args:
-            policy: the current policy at the states, parameters ``[B, A]``; the only argument differentiated.
-            q: actions ``[..., B, A]`` to values ``[..., B]``.
+            policy: the current policy at the states ``[B]``; the only argument differentiated.
+            q: the value as a function of the action.
             alpha: entropy temperature, a constant here.
             behaviour: the rollout's actions.
             key: PRNG key for fresh samples.
@@ -52,33 +52,34 @@ class Estimator(Protocol):
 
 
 def pathwise(
-    policy: TanhGaussian, q: Q, alpha: jax.Array, behaviour: Behaviour, key: jax.Array, num_samples: int
+    policy: ActionDistribution, q: Q, alpha: jax.Array, behaviour: Behaviour, key: jax.Array, num_samples: int
 ) -> jax.Array:
-    """The objective itself at one reparameterised sample: the gradient goes through Q into the action."""
+    """The objective itself: at one reparameterised sample, where the gradient goes through Q into the action; or, of
+    discrete actions, at all of them, where it goes into their probabilities and nothing is left to estimate."""
     del behaviour, num_samples
-    u = policy.sample(key)
-    return alpha * policy.log_prob(u) - q(jnp.tanh(u))
+    nodes = policy.quadrature(key, 1)
+    return nodes.expectation(alpha * nodes.log_prob - q(policy.action(nodes.sample)))
 
 
 def score_q(
-    policy: TanhGaussian, q: Q, alpha: jax.Array, behaviour: Behaviour, key: jax.Array, num_samples: int
+    policy: ActionDistribution, q: Q, alpha: jax.Array, behaviour: Behaviour, key: jax.Array, num_samples: int
 ) -> jax.Array:
     """REINFORCE with the learned Q: ``S`` samples, each one's baseline the mean of the others."""
     del behaviour
     # Without this stop_gradient the samples would carry a pathwise gradient through log_prob, and bias the score.
-    u = jax.lax.stop_gradient(policy.sample(key, (num_samples,)))
-    log_prob = policy.log_prob(u)
-    cost = alpha * log_prob - q(jnp.tanh(u))
+    sample = jax.lax.stop_gradient(policy.sample(key, (num_samples,)))
+    log_prob = policy.log_prob(sample)
+    cost = alpha * log_prob - q(policy.action(sample))
     baseline = (jnp.sum(cost, axis=0) - cost) / (num_samples - 1)
     return jnp.mean(jax.lax.stop_gradient(cost - baseline) * log_prob, axis=0)
 
 
 def score_gae(
-    policy: TanhGaussian, q: Q, alpha: jax.Array, behaviour: Behaviour, key: jax.Array, num_samples: int
+    policy: ActionDistribution, q: Q, alpha: jax.Array, behaviour: Behaviour, key: jax.Array, num_samples: int
 ) -> jax.Array:
     """PPO's clipped surrogate on the rollout's own actions and their soft advantages."""
     del q, alpha, key, num_samples
-    ratio = jnp.exp(policy.log_prob(behaviour.pre_tanh) - behaviour.log_prob)
+    ratio = jnp.exp(policy.log_prob(behaviour.sample) - behaviour.log_prob)
     clipped = jnp.clip(ratio, 1 - RATIO_CLIP, 1 + RATIO_CLIP)
     return -jnp.minimum(ratio * behaviour.advantage, clipped * behaviour.advantage)
 

@@ -105,10 +105,11 @@ def evaluate_policy(
     """
     spec = env.spec()
     sizes = (spec.obs_size(policy.obs_keys or spec.actor_keys), spec.action_size)
-    if sizes != (policy.obs_size, policy.action_size):
+    if (*sizes, spec.discrete) != (policy.obs_size, policy.action_size, policy.discrete):
+        kinds = ["discrete actions" if discrete else "actions" for discrete in (policy.discrete, spec.discrete)]
         raise ConfigError(
-            f"the policy maps {policy.obs_size} observations to {policy.action_size} actions, "
-            f"but {spec.name} has {sizes[0]} and {sizes[1]}"
+            f"the policy maps {policy.obs_size} observations to {policy.action_size} {kinds[0]}, "
+            f"but {spec.name} has {sizes[0]} and {sizes[1]}{' ' + kinds[1] if kinds[0] != kinds[1] else ''}"
         )
     length = episode_length or spec.episode_length or policy.episode_length
     if length is None:
@@ -135,7 +136,7 @@ def _in_jax(policy: SavedPolicy, env: Any, spec: EnvSpec, num_envs: int, number:
 
         def chunk(carry: tuple[jax.Array, Episodes]) -> tuple[jax.Array, Episodes]:
             i, now = carry
-            return i + 1, advance(vector_env, policy.squashed, now, jax.random.fold_in(key_steps, i))
+            return i + 1, advance(vector_env, policy.greedy, now, jax.random.fold_in(key_steps, i))
 
         return jax.lax.while_loop(lambda carry: carry[1].running.any(), chunk, start)[1]
 
@@ -147,5 +148,5 @@ def _on_host(policy: SavedPolicy, env: Any, spec: EnvSpec, num_envs: int, number
     """The same of environments on the host."""
     with contextlib.closing(env.start(spec, num_envs)) as vector_env:
         seeds = np.random.default_rng(seed).integers(0, 2**31, number)
-        batches = [first_episodes(vector_env, policy.squashed, int(first)) for first in seeds]
+        batches = [first_episodes(vector_env, policy.greedy, int(first)) for first in seeds]
     return [batch[:2] for batch in batches if batch is not None]

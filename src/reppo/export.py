@@ -53,6 +53,7 @@ def save_policy(path: Path, policy: Any, spec: EnvSpec) -> None:
         "obs_keys": list(spec.actor_keys),
         "obs_sizes": [spec.obs_size((k,)) for k in keys],
         "layers": len(layers),
+        "discrete": policy.actor.discrete,
         "min_std": policy.actor.min_std,
         "episode_length": spec.episode_length,
     }
@@ -64,8 +65,9 @@ def save_policy(path: Path, policy: Any, spec: EnvSpec) -> None:
 class SavedPolicy:
     """A trained policy as a function of NumPy observations: no JAX, no environment, safe to ship to a robot.
 
-    ``policy(obs)`` is the greedy action within the environment's bounds. ``obs`` is an array ``[..., D]``, or, for a
-    policy trained on dict observations, a dict with at least the entries `obs_keys`.
+    ``policy(obs)`` is the greedy action within the environment's bounds, or its integer where actions are discrete.
+    ``obs`` is an array ``[..., D]``, or, for a policy trained on dict observations, a dict with at least the entries
+    `obs_keys`.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray]):
@@ -75,6 +77,7 @@ class SavedPolicy:
         self.env: str = meta["env"]
         self.obs_keys: tuple[str, ...] = tuple(meta["obs_keys"])
         self.obs_size: int = sum(meta["obs_sizes"])
+        self.discrete: bool = meta["discrete"]
         self.min_std: float = meta["min_std"]
         self.episode_length: int | None = meta.get("episode_length")  #: time limit of the training
         self._layers: int = meta["layers"]
@@ -90,33 +93,52 @@ class SavedPolicy:
         for i, size in enumerate(sizes[1:]):
             shapes |= {f"weight{i}": (sizes[i], size), f"bias{i}": (size,)}
             shapes |= {name: (size,) for name in (f"gain{i}", f"shift{i}") if name in self._arrays}
-        return {**shapes, "action_low": (sizes[-1] // 2,), "action_high": (sizes[-1] // 2,)}
+        bounds = (1,) if self.discrete else (sizes[-1] // 2,)
+        return {**shapes, "action_low": bounds, "action_high": bounds}
 
     @property
     def action_size(self) -> int:
-        return len(self._arrays["action_low"])
+        """Numbers of an action, or how many discrete actions there are."""
+        outputs = len(self._arrays[f"bias{self._layers - 1}"])
+        return outputs if self.discrete else outputs // 2
 
     @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Bounds of the actions, ``[A]`` each."""
+        """Bounds of the actions, ``[A]`` each; of discrete ones the first and the last, ``[1]`` each."""
         return self._arrays["action_low"], self._arrays["action_high"]
 
     def __call__(self, obs: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
-        """Greedy action ``[..., A]``, float32, in the environment's own units."""
-        return self._scale(self.squashed(self._checked(obs)))
+        """Greedy action in the environment's own units: float32 ``[..., A]``, or integers ``[...]`` if discrete."""
+        return self._to_environment(self.greedy(self._checked(obs)))
 
     def sample(self, obs: np.ndarray | dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
-        """A sampled action ``[..., A]``."""
-        mean, std = self.distribution(self._checked(obs))
-        return self._scale(np.tanh(mean + std * rng.standard_normal(mean.shape, np.float32)))
+        """A sampled action, like that of `__call__`."""
+        obs = self._checked(obs)
+        if self.discrete:
+            logits = self.logits(obs)
+            # The largest of the logits with Gumbel noise is a draw from their categorical distribution.
+            return self._to_environment(np.argmax(logits + rng.gumbel(size=logits.shape), -1))
+        mean, std = self.gaussian(obs)
+        return self._to_environment(np.tanh(mean + std * rng.standard_normal(mean.shape, np.float32)))
 
-    def squashed(self, obs: Any) -> Any:
-        """Greedy action in [-1, 1], before scaling to the bounds, for NumPy or JAX arrays (it can be traced)."""
-        mean, _ = self.distribution(obs)
-        return np.tanh(mean) if isinstance(mean, np.ndarray) else mean.__array_namespace__().tanh(mean)
+    def greedy(self, obs: Any) -> Any:
+        """Greedy action as a vector environment takes it, in [-1, 1] or an index, for NumPy or JAX arrays (it can be
+        traced)."""
+        output = self.logits(obs) if self.discrete else self.gaussian(obs)[0]
+        xp = output.__array_namespace__()
+        return xp.argmax(output, axis=-1) if self.discrete else xp.tanh(output)
 
-    def distribution(self, obs: Any) -> tuple[Any, Any]:
+    def logits(self, obs: Any) -> Any:
+        """Logits of the discrete actions, ``[..., A]``; NumPy or JAX arrays."""
+        return self._network(obs)
+
+    def gaussian(self, obs: Any) -> tuple[Any, Any]:
         """Mean and standard deviation of the Gaussian before the tanh, ``[..., A]`` each; NumPy or JAX arrays."""
+        x = self._network(obs)
+        half = x.shape[-1] // 2
+        return x[..., :half], x.__array_namespace__().exp(x[..., half:]) + self.min_std
+
+    def _network(self, obs: Any) -> Any:
         x = obs if not isinstance(obs, dict) else [obs[key] for key in self.obs_keys]
         xp = (x[0] if isinstance(x, list) else x).__array_namespace__()
         x = xp.concat(x, axis=-1) if isinstance(x, list) else x
@@ -130,9 +152,7 @@ class SavedPolicy:
                 x = x * a[f"gain{i}"] / xp.sqrt(xp.mean(x**2, axis=-1, keepdims=True) + NORM_EPSILON)
                 x = x + a.get(f"shift{i}", 0.0)
             x = x * 0.5 * (1 + xp.tanh(0.5 * x))  # SiLU: x * sigmoid(x), without overflow
-        x = x @ a[f"weight{self._layers - 1}"] + a[f"bias{self._layers - 1}"]
-        half = x.shape[-1] // 2
-        return x[..., :half], xp.exp(x[..., half:]) + self.min_std
+        return x @ a[f"weight{self._layers - 1}"] + a[f"bias{self._layers - 1}"]
 
     def _checked(self, obs: np.ndarray | dict[str, np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
         if self.obs_keys:
@@ -148,8 +168,10 @@ class SavedPolicy:
             raise ValueError(f"this policy reads observations [..., {self.obs_size}], got {list(vector.shape)}")
         return vector
 
-    def _scale(self, action: np.ndarray) -> np.ndarray:
-        low, high = self._arrays["action_low"], self._arrays["action_high"]
+    def _to_environment(self, action: np.ndarray) -> np.ndarray:
+        low, high = self.bounds
+        if self.discrete:
+            return action + int(low[0])
         return (low + (action + 1) / 2 * (high - low)).astype(np.float32)
 
 

@@ -26,7 +26,7 @@ from reppo import envs, reppo
 from reppo.checkpoint import CheckpointError, from_host, to_host
 from reppo.config import Config, ConfigError
 from reppo.envs.autoreset import LARGEST, AutoReset, is_floating
-from reppo.envs.spec import EnvSpec, resolve
+from reppo.envs.spec import EnvSpec, action_struct, resolve
 from reppo.files import replacing
 from reppo.rollout import Fault
 from reppo.types import PyTree, Rollout
@@ -84,7 +84,7 @@ def _step_like(env: envs.Env) -> PyTree:
     state, _ = jax.eval_shape(env.reset, jax.random.key(0))
     return {
         "state": state,
-        "action": jax.ShapeDtypeStruct((env.action_size,), np.float32),
+        "action": action_struct(env.action_size, env.discrete),
         "key": jax.eval_shape(lambda: jax.random.key(0)),
         "index": jax.ShapeDtypeStruct((), np.int32),
     }
@@ -124,14 +124,14 @@ def _update_like(config: Config, spec: EnvSpec) -> PyTree:
 
     obs = jax.tree.map(lambda x: rows(*x.shape, dtype=x.dtype), spec.observation)
     flags = rows(dtype=bool)
-    rollout = Rollout(obs, rows(spec.action_size), obs, rows(), flags, flags, flags)
+    rollout = Rollout(obs, rows(*spec.action.shape, dtype=spec.action.dtype), obs, rows(), flags, flags, flags)
     return {"state": jax.eval_shape(lambda k: reppo.init(k, config, spec), key), "rollout": rollout, "key": key}
 
 
 def _update(saved: PyTree, env: envs.Env, config: Config, spec: EnvSpec) -> str:
     """Step through the update; says where the first such gradient is, in which arrays, and what it was made of."""
     del env
-    prepare = jax.jit(functools.partial(reppo.minibatches, config=config, critic_keys=spec.critic_keys))
+    prepare = jax.jit(functools.partial(reppo.minibatches, config=config, spec=spec))
     batch, rows, keys = prepare(saved["state"], saved["rollout"], saved["key"])
     step = jax.jit(functools.partial(_step_and_gradients, config=config, spec=spec))
     state, skipped, lines = saved["state"], 0, []
@@ -150,7 +150,7 @@ def _step_and_gradients(
     state: reppo.TrainState, minibatch: reppo.Batch, key: jax.Array, config: Config, spec: EnvSpec
 ) -> tuple[reppo.TrainState, jax.Array, dict[str, PyTree]]:
     """A minibatch's step, how many of its optimiser steps were skipped, and the gradients of the networks."""
-    after, metrics = reppo.minibatch_step(state, minibatch, key, config, spec.action_size)
+    after, metrics = reppo.minibatch_step(state, minibatch, key, config, spec)
 
     def actor_loss(actor: PyTree) -> jax.Array:
         return reppo.actor_loss(actor, after.critic, state.duals, minibatch, config, key)[0]
@@ -177,7 +177,7 @@ def _gradient_lines(gradients: dict[str, PyTree]) -> list[str]:
 def _minibatch_lines(minibatch: reppo.Batch, state: reppo.TrainState) -> list[str]:
     """What the gradients were made of: the range of every quantity over the rows that train."""
     lines, trained = ["  made of:"], np.asarray(minibatch.valid) > 0
-    for field in ("reward", "target", "critic_obs", "actor_obs", "pre_tanh", "advantage"):
+    for field in ("reward", "target", "critic_obs", "actor_obs", "sample", "advantage"):
         values = np.asarray(getattr(minibatch, field))[trained]
         if values.size:
             lines.append(f"    {field} from {np.min(values):.4g} to {np.max(values):.4g}")

@@ -94,8 +94,9 @@ class HostCollector:
             return jax.tree.map(lambda x: np.empty((*shape, *x.shape), x.dtype), self.spec.observation)
 
         flags = [np.empty(shape, bool) for _ in range(3)]
-        pre_tanh, reward = np.empty((*shape, self.spec.action_size), np.float32), np.empty(shape, np.float32)
-        rows: Any = Rollout(observations(), pre_tanh, observations(), reward, *flags)  # pyright: ignore[reportArgumentType]
+        action = self.spec.action
+        sample, reward = np.empty((*shape, *action.shape), action.dtype), np.empty(shape, np.float32)
+        rows: Any = Rollout(observations(), sample, observations(), reward, *flags)  # pyright: ignore[reportArgumentType]
         kinds = {"episode_return": float, "episode_length": int, "episode_done": bool, "reset": bool}
         return rows, {name: np.empty(shape, kind) for name, kind in kinds.items()}
 
@@ -106,9 +107,9 @@ class HostCollector:
         buffers = jax.tree.leaves(rows)
         for t in range(self.config.num_steps):
             obs = env.obs
-            action, pre_tanh = self._act(policy, obs, key, t, False)
+            action, sample = self._act(policy, obs, key, t, False)
             step = env.step(np.asarray(action))
-            row = Rollout(obs, pre_tanh, step.next_obs, step.reward, step.terminated, step.truncated, step.valid)
+            row = Rollout(obs, sample, step.next_obs, step.reward, step.terminated, step.truncated, step.valid)
             for buffer, values in zip(buffers, jax.tree.leaves(row), strict=True):
                 buffer[t] = values
             for name, values in step.info.items():

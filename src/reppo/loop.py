@@ -32,7 +32,7 @@ from reppo.host_collector import HostCollector
 from reppo.interrupt import Interrupt, Stopped
 from reppo.plot import plot_run, read_rows
 from reppo.provenance import provenance
-from reppo.reppo import STEPS_PER_MINIBATCH, make_learner
+from reppo.reppo import STEPS_PER_MINIBATCH, make_learner, target_entropy
 from reppo.sinks import CsvSink, Event, Sink, TensorBoardSink
 from reppo.types import PyTree
 
@@ -667,6 +667,8 @@ def describe(run: Run) -> dict[str, Any]:
         "config": dataclasses.asdict(run.config),
         "spec": {
             "action_size": run.spec.action_size,
+            "discrete": run.spec.discrete,
+            "target_entropy": target_entropy(run.config, run.spec),
             "episode_length": run.spec.episode_length,
             "value_range": run.spec.value_range,
             "max_return": run.spec.max_return,

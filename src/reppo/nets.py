@@ -5,15 +5,16 @@ Every module works on arrays with any leading axes, ``[..., D]``, so that a batc
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from reppo import hl_gauss
-from reppo.distributions import TanhGaussian
+from reppo.distributions import ActionDistribution, Categorical, TanhGaussian, pick
 from reppo.types import PyTree
 
 NormKind = Literal["rms", "layer", "none"]
@@ -97,9 +98,10 @@ class MLP(eqx.Module):
 
 
 class Actor(eqx.Module):
-    """Observations ``[..., D]`` to a tanh-Gaussian over ``A`` actions."""
+    """Observations ``[..., D]`` to a tanh-Gaussian over ``A`` numbers, or a categorical over ``A`` discrete actions."""
 
     mlp: MLP
+    discrete: bool = eqx.field(static=True)
     min_std: float = eqx.field(static=True)
 
     def __init__(
@@ -110,27 +112,69 @@ class Actor(eqx.Module):
         layers: int,
         norm: NormKind,
         *,
+        discrete: bool = False,
         min_std: float = 0.0,
         output_scale: float = 1.0,
         key: jax.Array,
     ):
-        mlp = MLP(obs_size, width, 2 * action_size, layers, norm, key)
+        mlp = MLP(obs_size, width, action_size if discrete else 2 * action_size, layers, norm, key)
         self.mlp = eqx.tree_at(lambda m: m.output.weight, mlp, output_scale * mlp.output.weight)
+        self.discrete = discrete
         self.min_std = min_std
 
-    def __call__(self, obs: jax.Array) -> TanhGaussian:
+    def __call__(self, obs: jax.Array) -> ActionDistribution:
+        if self.discrete:
+            return Categorical(self.mlp(obs))
         mean, log_std = jnp.split(self.mlp(obs), 2, axis=-1)
         if self.min_std > 0:
             log_std = jnp.logaddexp(log_std, jnp.log(self.min_std))  # log(exp(log_std) + min_std)
         return TanhGaussian(mean, log_std)
 
 
+class CriticOutput(NamedTuple):
+    """What a critic knows of state and action, leaves ``[..., ]`` over both; a compiled program computes what it uses."""
+
+    embedding: jax.Array  #: of ``(x, a)``, or of ``x`` where actions are discrete, ``[..., H]``
+    logits: jax.Array  #: of the value's distribution, ``[..., K]``
+    value: jax.Array  #: ``Q(x, a)``, its mean, ``[...]``
+    next_embedding: jax.Array  #: prediction of the successor's embedding, ``[..., H]``
+    reward: jax.Array  #: prediction of the reward, ``[...]``
+
+
 class Critic(eqx.Module):
     """``Q(x, a)`` as a categorical distribution over ``K`` bins, with the auxiliary predictor beside its head.
 
-    The encoder's output is the embedding of ``(x, a)``. It is linear; head and predictor begin with a SiLU.
-    With ``num_bins = 1`` the head is a plain scalar, for the ablation without HL-Gauss.
+    The encoder's output, the embedding, is linear; head and predictor begin with a SiLU. With ``num_bins = 1`` the value
+    is a plain scalar, for the ablation without HL-Gauss.
     """
+
+    num_bins: eqx.AbstractVar[int]
+    v_min: eqx.AbstractVar[float]
+    v_max: eqx.AbstractVar[float]
+
+    @abc.abstractmethod
+    def evaluate(self, obs: jax.Array, action: jax.Array) -> CriticOutput:
+        """What it knows of ``(x, a)``; the leading axes of ``obs``, ``[..., D]``, and ``action`` broadcast."""
+
+    def __call__(self, obs: jax.Array, action: jax.Array) -> jax.Array:
+        """``Q(x, a)``, ``[...]``."""
+        return self.evaluate(obs, action).value
+
+    def initially_zero(self, logits: jax.Array) -> jax.Array:
+        """Logits ``[..., K]`` with a constant added, so that the values of a fresh head are near zero."""
+        if self.num_bins == 1:
+            return logits
+        return logits + ZERO_VALUE_LOGITS * hl_gauss.encode(jnp.zeros(()), self.v_min, self.v_max, self.num_bins)
+
+    def value_of_logits(self, logits: jax.Array) -> jax.Array:
+        """The value ``[...]``: the mean of the categorical distribution."""
+        if self.num_bins == 1:
+            return logits[..., 0]
+        return hl_gauss.decode(jax.nn.softmax(logits), self.v_min, self.v_max)
+
+
+class ContinuousCritic(Critic):
+    """A critic of actions ``[..., A]``, which are inputs of its encoder beside the observation."""
 
     obs_linear: Linear
     action_weight: jax.Array
@@ -138,6 +182,7 @@ class Critic(eqx.Module):
     encoder: MLP
     head: MLP
     predictor: MLP
+    num_bins: int = eqx.field(static=True)
     v_min: float = eqx.field(static=True)
     v_max: float = eqx.field(static=True)
 
@@ -166,35 +211,66 @@ class Critic(eqx.Module):
         self.encoder = MLP(width, width, width, encoder_layers - 1, norm, k_encoder)
         self.head = MLP(width, width, num_bins, head_layers, norm, k_head)
         self.predictor = MLP(width, width, width + 1, predictor_layers, norm, k_predictor)
-        self.v_min, self.v_max = v_min, v_max
-
-    @property
-    def num_bins(self) -> int:
-        return self.head.output.bias.shape[0]
+        self.num_bins, self.v_min, self.v_max = num_bins, v_min, v_max
 
     def embed(self, obs: jax.Array, action: jax.Array) -> jax.Array:
         """Embedding of ``(x, a)``, ``[..., H]``; the leading axes of ``obs`` and ``action`` broadcast."""
         first = self.obs_linear(obs) + action @ self.action_weight
         return self.encoder(jax.nn.silu(self.norm(first)))
 
-    def logits(self, embedding: jax.Array) -> jax.Array:
-        """Value logits ``[..., K]`` of an embedding."""
-        logits = self.head(jax.nn.silu(embedding))
-        if self.num_bins == 1:
-            return logits
-        return logits + ZERO_VALUE_LOGITS * hl_gauss.encode(jnp.zeros(()), self.v_min, self.v_max, self.num_bins)
+    def evaluate(self, obs: jax.Array, action: jax.Array) -> CriticOutput:
+        embedding = self.embed(obs, action)
+        features = jax.nn.silu(embedding)
+        logits = self.initially_zero(self.head(features))
+        prediction = self.predictor(features)
+        return CriticOutput(embedding, logits, self.value_of_logits(logits), prediction[..., :-1], prediction[..., -1])
 
-    def value_of_logits(self, logits: jax.Array) -> jax.Array:
-        """The value ``[...]``: the mean of the categorical distribution."""
-        if self.num_bins == 1:
-            return logits[..., 0]
-        return hl_gauss.decode(jax.nn.softmax(logits), self.v_min, self.v_max)
 
-    def predict(self, embedding: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """From the embedding of ``(x, a)``: the embedding of ``(x', a')``, ``[..., H]``, and the reward, ``[...]``."""
-        prediction = self.predictor(jax.nn.silu(embedding))
-        return prediction[..., :-1], prediction[..., -1]
+class DiscreteCritic(Critic):
+    """A critic of ``A`` discrete actions: its encoder sees the state alone, and its head has a distribution for each.
 
-    def __call__(self, obs: jax.Array, action: jax.Array) -> jax.Array:
-        """``Q(x, a)``, ``[...]``."""
-        return self.value_of_logits(self.logits(self.embed(obs, action)))
+    However many actions are evaluated at a state, the networks run once there.
+    """
+
+    encoder: MLP
+    head: MLP
+    predictor: MLP
+    num_actions: int = eqx.field(static=True)
+    num_bins: int = eqx.field(static=True)
+    v_min: float = eqx.field(static=True)
+    v_max: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        obs_size: int,
+        num_actions: int,
+        width: int,
+        norm: NormKind,
+        num_bins: int,
+        v_min: float,
+        v_max: float,
+        *,
+        encoder_layers: int = 2,
+        head_layers: int = 2,
+        predictor_layers: int = 2,
+        key: jax.Array,
+    ):
+        k_encoder, k_head, k_predictor = jax.random.split(key, 3)
+        self.encoder = MLP(obs_size, width, width, encoder_layers, norm, k_encoder)
+        self.head = MLP(width, width, num_actions * num_bins, head_layers, norm, k_head)
+        self.predictor = MLP(width + num_actions, width, width + 1, predictor_layers, norm, k_predictor)
+        self.num_actions, self.num_bins, self.v_min, self.v_max = num_actions, num_bins, v_min, v_max
+
+    def evaluate(self, obs: jax.Array, action: jax.Array) -> CriticOutput:
+        embedding = self.encoder(obs)
+        features = jax.nn.silu(embedding)
+        every = self.head(features)
+        every = self.initially_zero(every.reshape(*every.shape[:-1], self.num_actions, self.num_bins))
+        # From here on there may be several actions for each state.
+        action = jnp.broadcast_to(action, jnp.broadcast_shapes(action.shape, embedding.shape[:-1]))
+        embedding, features = (jnp.broadcast_to(x, (*action.shape, x.shape[-1])) for x in (embedding, features))
+        logits = pick(jnp.swapaxes(every, -1, -2), action[..., None])
+        value = pick(self.value_of_logits(every), action)
+        one_hot = jax.nn.one_hot(action, self.num_actions)
+        prediction = self.predictor(jnp.concatenate([features, one_hot], -1))
+        return CriticOutput(embedding, logits, value, prediction[..., :-1], prediction[..., -1])

@@ -8,6 +8,7 @@ r"""Relative Entropy Pathwise Policy Optimization (ICLR 2026, arXiv 2507.11019),
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import equinox as eqx
@@ -17,11 +18,11 @@ import optax
 
 from reppo import distributions, duals, hl_gauss, normalizer, returns
 from reppo.config import Config
-from reppo.distributions import TanhGaussian
+from reppo.distributions import ActionDistribution
 from reppo.duals import Duals
 from reppo.envs.spec import EnvSpec
 from reppo.estimators import ESTIMATORS, Behaviour
-from reppo.nets import Actor, Critic, select
+from reppo.nets import Actor, ContinuousCritic, Critic, DiscreteCritic, select
 from reppo.normalizer import Normalizer
 from reppo.types import Learner, Metrics, PyTree, Rollout
 
@@ -33,7 +34,7 @@ class Policy(eqx.Module):
     actor: Actor
     obs_keys: tuple[str, ...] = eqx.field(static=True)
 
-    def __call__(self, obs: PyTree) -> TanhGaussian:
+    def __call__(self, obs: PyTree) -> ActionDistribution:
         return self.actor(select(normalizer.normalize(self.normalizer, obs), self.obs_keys))
 
 
@@ -55,14 +56,14 @@ class Batch(NamedTuple):
 
     actor_obs: jax.Array  #: ``[B, D]``, normalised
     critic_obs: jax.Array  #: ``[B, D']``, normalised
-    pre_tanh: jax.Array  #: the rollout's action before the tanh, ``[B, A]``
+    sample: jax.Array  #: what the rollout's policy drew: before the tanh, ``[B, A]``, or a discrete action's index, ``[B]``
     reward: jax.Array  #: ``[B]``
     target: jax.Array  #: soft lambda return ``G``, ``[B]``
     advantage: jax.Array  #: its soft advantage, ``[B]``; zeros unless the estimator asks for it
     next_embedding: jax.Array  #: frozen embedding of ``(x', a')``, ``[B, H]``
     continues: jax.Array  #: ``1 - terminated``, ``[B]``
     valid: jax.Array  #: 1 for a real transition, else 0, ``[B]``
-    old_policy: TanhGaussian  #: the rollout policy at ``x``, parameters ``[B, A]``
+    old_policy: ActionDistribution  #: the rollout policy at ``x``
 
 
 def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -79,15 +80,17 @@ class SoftValue(NamedTuple):
     embedding: jax.Array  #: of the state and its first sampled action, ``[..., H]``
 
 
-def soft_value(policy: TanhGaussian, critic: Critic, critic_obs: jax.Array, key: jax.Array, num_samples: int) -> SoftValue:
-    r"""Value and entropy at a state, averaged over ``S`` samples ``a_s`` of the policy.
+def soft_value(
+    policy: ActionDistribution, critic: Critic, critic_obs: jax.Array, key: jax.Array, num_samples: int
+) -> SoftValue:
+    r"""Value and entropy at a state: over ``S`` samples of the policy, or exactly, over all of its discrete actions.
 
-    $$ V = \tfrac1S \sum_s Q(x, a_s), \qquad \mathcal H = -\tfrac1S \sum_s \log \pi(a_s | x) $$
+    $$ V = E_{a \sim \pi} Q(x, a), \qquad \mathcal H = -E_{a \sim \pi} \log \pi(a | x) $$
     """
-    u = policy.sample(key, (num_samples,))
-    embedding = critic.embed(critic_obs, jnp.tanh(u))
-    value = critic.value_of_logits(critic.logits(embedding))
-    return SoftValue(jnp.mean(value, 0), -jnp.mean(policy.log_prob(u), 0), embedding[0])
+    nodes = policy.quadrature(key, num_samples)
+    critic_output = critic.evaluate(critic_obs, policy.action(nodes.sample))
+    value, entropy = nodes.expectation(critic_output.value), -nodes.expectation(nodes.log_prob)
+    return SoftValue(value, entropy, critic_output.embedding[0])
 
 
 def blank_invalid(rollout: Rollout) -> Rollout:
@@ -99,7 +102,7 @@ def blank_invalid(rollout: Rollout) -> Rollout:
     return jax.tree.map(blank, rollout)
 
 
-def targets(state: TrainState, rollout: Rollout, config: Config, critic_keys: tuple[str, ...], key: jax.Array) -> Batch:
+def targets(state: TrainState, rollout: Rollout, config: Config, spec: EnvSpec, key: jax.Array) -> Batch:
     """Everything that the update needs to know about a rollout, computed once with the frozen networks.
 
     The samples of the next actions are evaluated one time step after another: memory is that of ``S N`` rows, not of
@@ -111,7 +114,7 @@ def targets(state: TrainState, rollout: Rollout, config: Config, critic_keys: tu
     step_keys = jax.random.split(key_next, config.num_steps)
 
     def critic_view(obs: PyTree) -> jax.Array:
-        return select(normalizer.normalize(policy.normalizer, obs), critic_keys)
+        return select(normalizer.normalize(policy.normalizer, obs), spec.critic_keys)
 
     def next_state(args: tuple[PyTree, jax.Array]) -> SoftValue:
         next_obs, step_key = args
@@ -132,7 +135,7 @@ def targets(state: TrainState, rollout: Rollout, config: Config, critic_keys: tu
     advantage = jnp.zeros_like(target)
     if config.estimator == "score_gae":
         here = soft_value(old_policy, critic, critic_view(rollout.obs), key_current, config.target_samples)
-        bonus = -state.duals.alpha * old_policy.log_prob(rollout.pre_tanh)
+        bonus = -state.duals.alpha * old_policy.log_prob(rollout.sample)
         advantage = (target + bonus) - (here.value + state.duals.alpha * here.entropy)
         centred = advantage - masked_mean(advantage, valid)
         advantage = centred * jax.lax.rsqrt(masked_mean(centred**2, valid) + 1e-8)
@@ -140,7 +143,7 @@ def targets(state: TrainState, rollout: Rollout, config: Config, critic_keys: tu
     batch = Batch(
         actor_obs=select(normalizer.normalize(policy.normalizer, rollout.obs), policy.obs_keys),
         critic_obs=critic_view(rollout.obs),
-        pre_tanh=rollout.pre_tanh,
+        sample=rollout.sample,
         reward=rollout.reward,
         target=target,
         advantage=advantage,
@@ -161,16 +164,13 @@ def critic_loss(critic: Critic, batch: Batch, aux_weight: float) -> tuple[jax.Ar
     $$ -\sum_k p_k(G) \log q_k(x, a)
        + w\,(1 - \text{terminated}) \operatorname{mean}\big[ (\hat z - z')^2, (\hat r - r)^2 \big] $$
     """
-    embedding = critic.embed(batch.critic_obs, jnp.tanh(batch.pre_tanh))
-    logits = critic.logits(embedding)
-    value = critic.value_of_logits(logits)
+    _, logits, value, next_embedding, reward = critic.evaluate(batch.critic_obs, batch.old_policy.action(batch.sample))
     if critic.num_bins == 1:
         value_loss = (value - batch.target) ** 2
     else:
         target = hl_gauss.encode(batch.target, critic.v_min, critic.v_max, critic.num_bins)
         value_loss = -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1)
 
-    next_embedding, reward = critic.predict(embedding)
     squared = jnp.sum((next_embedding - batch.next_embedding) ** 2, -1) + (reward - batch.reward) ** 2
     aux_loss = batch.continues * squared / (batch.next_embedding.shape[-1] + 1)
 
@@ -198,7 +198,7 @@ def actor_loss(
     alpha, beta = jax.lax.stop_gradient((duals.alpha, duals.beta))
     policy = actor(batch.actor_obs)
 
-    behaviour = Behaviour(batch.pre_tanh, batch.old_policy.log_prob(batch.pre_tanh), batch.advantage)
+    behaviour = Behaviour(batch.sample, batch.old_policy.log_prob(batch.sample), batch.advantage)
     objective = ESTIMATORS[config.estimator](
         policy,
         lambda action: critic(batch.critic_obs, action),
@@ -215,18 +215,18 @@ def actor_loss(
         "none": objective,
     }[config.kl_mode]
 
-    entropy = -policy.log_prob(policy.sample(key_entropy))
-    metrics = {
-        "actor/loss": masked_mean(loss, batch.valid),
-        "actor/entropy": masked_mean(entropy, batch.valid),
-        "actor/kl": masked_mean(kl, batch.valid),
-        "actor/kl_outside": masked_mean(1.0 - inside, batch.valid),
-        "actor/std": masked_mean(jnp.mean(jnp.exp(policy.log_std), -1), batch.valid),
+    per_state = {
+        "loss": loss,
+        "entropy": policy.entropy(key_entropy),
+        "kl": kl,
+        "kl_outside": 1.0 - inside,
+        **policy.diagnostics(),
     }
+    metrics = {f"actor/{name}": masked_mean(values, batch.valid) for name, values in per_state.items()}
     return masked_mean(loss, batch.valid), metrics
 
 
-def policy_kl(old: TanhGaussian, new: TanhGaussian, config: Config, key: jax.Array) -> jax.Array:
+def policy_kl(old: ActionDistribution, new: ActionDistribution, config: Config, key: jax.Array) -> jax.Array:
     """KL between rollout policy and new policy at every state, ``[B]``, as configured."""
     first, second = (old, new) if config.kl_direction == "forward" else (new, old)
     if config.kl_estimator == "closed_form":
@@ -270,11 +270,18 @@ def apply_gradients(
     return module, opt_state, 1.0 - finite
 
 
+def target_entropy(config: Config, spec: EnvSpec) -> float:
+    """What the policy's entropy is held to: ``-0.5 A``, or ``0.5 log A`` of discrete actions, with the paper's factors."""
+    if spec.discrete:
+        return config.target_entropy_discrete * math.log(spec.action_size)
+    return config.target_entropy_per_action * spec.action_size
+
+
 STEPS_PER_MINIBATCH = 3  #: optimiser steps that `minibatch_step` takes: critic, actor, duals
 
 
 def minibatch_step(
-    state: TrainState, batch: Batch, key: jax.Array, config: Config, action_size: int
+    state: TrainState, batch: Batch, key: jax.Array, config: Config, spec: EnvSpec
 ) -> tuple[TrainState, Metrics]:
     """A critic step, an actor step against the new critic, a step of the duals."""
     network, dual = optimisers(config)
@@ -290,7 +297,7 @@ def minibatch_step(
     dual_grads = jax.grad(duals.loss)(
         state.duals,
         actor_metrics["actor/entropy"],
-        config.target_entropy_per_action * action_size,
+        target_entropy(config, spec),
         actor_metrics["actor/kl"],
         config.kl_bound,
     )
@@ -309,16 +316,14 @@ def minibatch_step(
     return TrainState(policy, critic, new_duals, actor_opt, critic_opt, duals_opt), metrics
 
 
-def update(
-    state: TrainState, rollout: Rollout, key: jax.Array, config: Config, critic_keys: tuple[str, ...]
-) -> tuple[TrainState, Metrics]:
+def update(state: TrainState, rollout: Rollout, key: jax.Array, config: Config, spec: EnvSpec) -> tuple[TrainState, Metrics]:
     """One iteration's learning from one rollout."""
-    batch, rows, keys = minibatches(state, rollout, key, config, critic_keys)
+    batch, rows, keys = minibatches(state, rollout, key, config, spec)
 
     def step(state: TrainState, inputs: tuple[jax.Array, jax.Array]) -> tuple[TrainState, Metrics]:
         indices, step_key = inputs
         minibatch = jax.tree.map(lambda x: x[indices], batch)
-        return minibatch_step(state, minibatch, step_key, config, rollout.pre_tanh.shape[-1])
+        return minibatch_step(state, minibatch, step_key, config, spec)
 
     state, history = jax.lax.scan(step, state, (rows, keys))
 
@@ -329,11 +334,11 @@ def update(
 
 
 def minibatches(
-    state: TrainState, rollout: Rollout, key: jax.Array, config: Config, critic_keys: tuple[str, ...]
+    state: TrainState, rollout: Rollout, key: jax.Array, config: Config, spec: EnvSpec
 ) -> tuple[Batch, jax.Array, jax.Array]:
     """What `update` steps through: the batch, the rows of every minibatch ``[E * M, B]``, and a key for each."""
     key_targets, key_shuffle, key_actor = jax.random.split(key, 3)
-    batch = targets(state, rollout, config, critic_keys, key_targets)
+    batch = targets(state, rollout, config, spec, key_targets)
     rows = shuffled_rows(key_shuffle, config)
     return batch, rows, jax.random.split(key_actor, rows.shape[0])
 
@@ -346,7 +351,7 @@ def shuffled_rows(key: jax.Array, config: Config) -> jax.Array:
 
 def summarise(state: TrainState, batch: Batch, history: Metrics, config: Config) -> Metrics:
     """One number per metric and iteration; ``docs/metrics.md`` defines each."""
-    last_epoch = {"actor/kl", "actor/kl_outside", "actor/entropy", "actor/std"}
+    last_epoch = {"actor/kl", "actor/kl_outside", "actor/entropy", "actor/std", "actor/greedy_prob"}
     by_epoch = {name: values.reshape(config.num_epochs, -1).mean(1) for name, values in history.items()}
     minibatches = {name: epochs[-1] if name in last_epoch else epochs.mean() for name, epochs in by_epoch.items()}
     minibatches["train/skipped_updates"] = jnp.sum(history["train/skipped_updates"])
@@ -379,11 +384,12 @@ def init(key: jax.Array, config: Config, spec: EnvSpec) -> TrainState:
         config.actor_width,
         config.actor_layers,
         config.norm,
+        discrete=spec.discrete,
         min_std=config.min_std,
         output_scale=config.actor_output_scale,
         key=key_actor,
     )
-    critic = Critic(
+    critic = (DiscreteCritic if spec.discrete else ContinuousCritic)(
         spec.obs_size(spec.critic_keys),
         spec.action_size,
         config.critic_width,
@@ -409,10 +415,11 @@ def init(key: jax.Array, config: Config, spec: EnvSpec) -> TrainState:
 
 
 def act(policy: Policy, obs: PyTree, key: jax.Array, greedy: bool) -> tuple[jax.Array, jax.Array]:
-    """Action in [-1, 1] and its pre-tanh value, ``[N, A]`` each: a sample, or the mode where ``greedy``."""
+    """Action and the sample behind it: ``[N, A]`` each, in [-1, 1] and before the tanh; or twice a discrete action's index
+    ``[N]``. A draw from the policy, or its mode where ``greedy``."""
     distribution = policy(obs)
-    pre_tanh = distribution.mean if greedy else distribution.sample(key)
-    return jnp.tanh(pre_tanh), pre_tanh
+    sample = distribution.greedy() if greedy else distribution.sample(key)
+    return distribution.action(sample), sample
 
 
 def make_learner(config: Config, spec: EnvSpec) -> Learner:
@@ -421,5 +428,5 @@ def make_learner(config: Config, spec: EnvSpec) -> Learner:
         init=lambda key: init(key, config, spec),
         policy=lambda state: state.policy,
         act=act,
-        update=lambda state, rollout, key: update(state, rollout, key, config, spec.critic_keys),
+        update=lambda state, rollout, key: update(state, rollout, key, config, spec),
     )

@@ -18,7 +18,7 @@ class Fault(eqx.Module):
     found: jax.Array  #: bool; the rest means nothing without it
     index: jax.Array  #: the environment's index
     state: Any  #: its state before the step
-    action: jax.Array  #: ``[A]``, in [-1, 1]
+    action: jax.Array  #: ``[A]``, in [-1, 1], or a discrete action's index
     key: jax.Array  #: of the whole step, `AutoReset.step_alone` derives the environment's own
 
 
@@ -34,12 +34,12 @@ def rollout(
         before, fault = carry
         key_act, key_env = jax.random.split(key)
         obs = before.obs
-        action, pre_tanh = learner.act(policy, obs, key_act, False)
+        action, sample = learner.act(policy, obs, key_act, False)
         after, timestep = env.step(before, action, key_env)
         fault = first_fault(fault, timestep.valid, before.env, action, key_env)
         row = Rollout(
             obs,
-            pre_tanh,
+            sample,
             timestep.next_obs,
             timestep.reward,
             timestep.terminated,
@@ -53,7 +53,7 @@ def rollout(
         jnp.zeros((), bool),
         jnp.zeros((), jnp.int32),
         jax.tree.map(lambda x: x[0], env_state.env),
-        jnp.zeros(env.env.action_size),
+        jnp.zeros(env.action.shape, env.action.dtype),
         keys[0],
     )
     (env_state, fault), (rows, info) = jax.lax.scan(step, (env_state, nothing), keys)

@@ -6,6 +6,8 @@ Shape vocabulary, used everywhere in this package:
     A  action dimensions    K  value bins         S  action samples
     D  observation features H  hidden width
 
+Where actions are discrete, ``A`` is how many there are.
+
 Arrays of a rollout are time-major: ``[T, N, ...]``.
 """
 
@@ -40,7 +42,7 @@ class Rollout(NamedTuple):
     """``T`` steps of ``N`` environments under one frozen policy, time-major."""
 
     obs: PyTree  #: ``[T, N, D]``
-    pre_tanh: jax.Array  #: the policy's sample before the tanh, ``[T, N, A]``
+    sample: jax.Array  #: what the policy drew: before the tanh, ``[T, N, A]``, or a discrete action's index, ``[T, N]``
     next_obs: PyTree  #: ``[T, N, D]``
     reward: jax.Array  #: ``[T, N]``
     terminated: jax.Array  #: ``[T, N]``
@@ -53,6 +55,6 @@ class Learner(NamedTuple):
 
     init: Callable[[jax.Array], PyTree]  #: key -> state
     policy: Callable[[PyTree], PyTree]  #: state -> the small pytree that acting, evaluation and export need
-    #: (policy, obs, key, greedy) -> (action in [-1, 1], pre_tanh)
+    #: (policy, obs, key, greedy) -> (action in [-1, 1] or index, the sample behind it)
     act: Callable[[PyTree, PyTree, jax.Array, bool], tuple[jax.Array, jax.Array]]
     update: Callable[[PyTree, Rollout, jax.Array], tuple[PyTree, Metrics]]

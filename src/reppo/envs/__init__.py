@@ -42,9 +42,9 @@ SUITES: dict[str, Suite] = {
         "mujoco_playground", "playground", "reppo.envs.playground", "MuJoCo Playground: dm_control tasks and robots"
     ),
     "brax": Suite("brax", "brax", "reppo.envs.brax", "Brax: ant, halfcheetah, humanoid, ..."),
-    "gymnax": Suite("gymnax", "gymnax", "reppo.envs.gymnax", "gymnax: classic control with continuous actions"),
+    "gymnax": Suite("gymnax", "gymnax", "reppo.envs.gymnax", "gymnax: classic control, MinAtar"),
     "gymnasium": Suite(
-        "gymnasium", "gymnasium", "reppo.envs.gymnasium", "Gymnasium: any registered id with continuous actions", False
+        "gymnasium", "gymnasium", "reppo.envs.gymnasium", "Gymnasium: MuJoCo, classic control, any registered id", False
     ),
     "envpool": Suite(
         "envpool", "envpool", "reppo.envs.envpool", "EnvPool: MuJoCo, dm_control, robots, in fast C++ threads", False

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from reppo.config import ConfigError
 from reppo.envs.base import Env, Transition
+from reppo.envs.spec import action_struct
 from reppo.types import PyTree, TimeStep
 
 
@@ -119,6 +120,7 @@ class AutoReset:
         self.episode_length = episode_length
         low, high = bounds or (env.spec().action_low, env.spec().action_high)
         self.low, self.high = jnp.asarray(low), jnp.asarray(high)
+        self.action = action_struct(env.action_size, env.discrete)  #: one action as `step` receives it
         # Where a reset simulates 200 steps, as CheetahRun's does, four episodes of 1000 steps make it 5 % of the cost.
         self.refresh_every = 1 if env.cheap_reset else 4 * episode_length
 
@@ -146,7 +148,9 @@ class AutoReset:
         return eqx.tree_at(lambda s: s.first, state, kept), jnp.sum(~sound)
 
     def scale(self, action: jax.Array) -> jax.Array:
-        """Actions in [-1, 1] to the environment's bounds."""
+        """Actions in [-1, 1] to the environment's bounds; discrete ones stay as they are."""
+        if self.env.discrete:
+            return action
         return self.low + (action + 1) / 2 * (self.high - self.low)
 
     def step_alone(self, state: Any, action: jax.Array, key: jax.Array, index: jax.Array) -> tuple[Any, Transition]:
@@ -155,7 +159,8 @@ class AutoReset:
         return self.env.step(state, self.scale(action), keys[index])
 
     def step(self, state: AutoResetState, action: jax.Array, key: jax.Array) -> tuple[AutoResetState, TimeStep]:
-        """Step every environment with an action ``[N, A]`` in [-1, 1], mapped affinely to the bounds.
+        """Step every environment with an action ``[N, A]`` in [-1, 1], mapped affinely to the bounds, or with a discrete
+        one, ``[N]``.
 
         A row whose successor, reward or state is not finite is no transition: it is reported as invalid, its numbers
         are replaced so that they can reach nothing, and only that environment is reset.

@@ -29,6 +29,7 @@ class Env(abc.ABC):
     """
 
     action_size: int
+    discrete: bool = False  #: whether `step` receives an integer below `action_size`, rather than that many numbers
     action_low: float | np.ndarray = -1.0  #: bounds of the action that `step` receives, scalar or ``[A]``
     action_high: float | np.ndarray = 1.0
     episode_length: int = 1000  #: time limit in steps; the episode is then truncated, not terminated
@@ -43,7 +44,7 @@ class Env(abc.ABC):
 
     @abc.abstractmethod
     def step(self, state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, Transition]:
-        """The next state and the transition, for an action ``[A]`` within the bounds."""
+        """The next state and the transition, for an action ``[A]`` within the bounds, or an integer if ``discrete``."""
 
     def reseed(self, state: Any, key: jax.Array) -> Any:
         """``state`` with fresh randomness inside, for environments that keep a PRNG key in their state."""
@@ -58,15 +59,18 @@ class Env(abc.ABC):
         """This environment's `EnvSpec`."""
         _, observation = jax.eval_shape(self.reset, jax.random.key(0))
         actor_keys, critic_keys = suggest_keys(observation)
+        low, high = (0, self.action_size - 1) if self.discrete else (self.action_low, self.action_high)
+        bounds_shape = (1,) if self.discrete else (self.action_size,)
         return EnvSpec(
             name=self.name,
             observation=shape_of(observation),
             action_size=self.action_size,
-            action_low=np.broadcast_to(np.asarray(self.action_low, np.float32), (self.action_size,)),
-            action_high=np.broadcast_to(np.asarray(self.action_high, np.float32), (self.action_size,)),
+            action_low=np.broadcast_to(np.asarray(low, np.float32), bounds_shape),
+            action_high=np.broadcast_to(np.asarray(high, np.float32), bounds_shape),
             episode_length=self.episode_length,
             value_range=self.value_range,
             actor_keys=actor_keys,
             critic_keys=critic_keys,
             max_return=self.max_return,
+            discrete=self.discrete,
         )

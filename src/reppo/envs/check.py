@@ -20,7 +20,7 @@ from reppo.config import ConfigError
 from reppo.envs.autoreset import AutoReset, AutoResetState
 from reppo.envs.base import Env
 from reppo.envs.host import HostEnv, HostVectorEnv
-from reppo.envs.spec import EnvSpec, check_observation, shape_of
+from reppo.envs.spec import EnvSpec, action_struct, check_observation, shape_of
 from reppo.types import PyTree, TimeStep
 
 Array = npt.NDArray[Any]
@@ -102,7 +102,10 @@ def _described(spec: EnvSpec) -> Iterator[Finding]:
         yield Finding("dict entries", bool(spec.actor_keys), seen, advice)
     low, high = spec.action_low, spec.action_high
     bounds = f"{spec.action_size} actions, {np.min(low):g} to {np.max(high):g}"
-    if not np.isfinite([low, high]).all():
+    if spec.discrete:
+        advice = "a choice among fewer than two is none"
+        yield Finding("discrete actions", spec.action_size > 1, f"{spec.action_size}: {low[0]:g} to {high[0]:g}", advice)
+    elif not np.isfinite([low, high]).all():
         yield Finding(
             "action bounds", None, f"{bounds}: --action-low and --action-high must be given; checked with -1 and 1"
         )
@@ -131,7 +134,7 @@ def _same_structure(env: Env) -> Finding:
     """A state must not change its structure, shapes or dtypes: it is carried through compiled loops."""
     key = jax.random.key(0)
     state, obs = jax.eval_shape(env.reset, key)
-    after, transition = jax.eval_shape(env.step, state, jax.ShapeDtypeStruct((env.action_size,), np.float32), key)
+    after, transition = jax.eval_shape(env.step, state, action_struct(env.action_size, env.discrete), key)
     advice = "return the same pytree from `reset` and `step`; jnp.asarray(x, jnp.float32) fixes a dtype"
     for name, first, second in (("state", state, after), ("observation", obs, transition.obs)):
         first, second = shape_of(first), shape_of(second)
@@ -164,9 +167,14 @@ def _roll(stepper: Stepper, actions: Array, seed: int) -> Rows:
 
 
 def _actions(spec: EnvSpec, num_envs: int, num_steps: int, seed: int) -> Array:
-    """Random actions in [-1, 1], ``[T, N, A]``, after both extremes."""
-    actions = np.random.default_rng(seed).uniform(-1, 1, (num_steps, num_envs, spec.action_size)).astype(np.float32)
-    actions[0], actions[1] = -1.0, 1.0
+    """Random actions in [-1, 1], ``[T, N, A]``, or indices, ``[T, N]``, after both extremes."""
+    rng, shape, dtype = np.random.default_rng(seed), (num_steps, num_envs, *spec.action.shape), spec.action.dtype
+    if spec.discrete:
+        actions = rng.integers(0, spec.action_size, shape).astype(dtype)
+        actions[0], actions[1] = 0, spec.action_size - 1
+    else:
+        actions = rng.uniform(-1, 1, shape).astype(dtype)
+        actions[0], actions[1] = -1.0, 1.0
     return actions
 
 

@@ -26,11 +26,15 @@ Array = npt.NDArray[Any]
 
 #: Families of tasks with continuous actions and float observations, by the modules of EnvPool that register them.
 FAMILIES = ("envpool.mujoco.dmc", "envpool.mujoco.gym", "envpool.mujoco.metaworld", "envpool.mujoco.playground")
-#: Such tasks of families that are not all like that.
+#: Further tasks with vectors as observations.
 OTHERS = (
+    "Acrobot-v1",
+    "CartPole-v1",
     "BipedalWalker-v3",
     "BipedalWalkerHardcore-v3",
+    "LunarLander-v3",
     "LunarLanderContinuous-v3",
+    "MountainCar-v0",
     "MountainCarContinuous-v0",
     "Pendulum-v1",
 )
@@ -68,7 +72,7 @@ class Pool(Simulator):
         return self._observations.read(obs, self.num_envs)
 
     def step(self, action: Array) -> RawStep:
-        actions = action.astype(self._actions.dtype).reshape(self.num_envs, *self._actions.shape)
+        actions = self._actions.as_taken(action)
         raw_obs, reward, terminated, truncated, info = self._pool.step(actions)
         obs = self._observations.read(raw_obs, self.num_envs)
         reset = info["elapsed_step"] == 0
@@ -123,6 +127,7 @@ class EnvPoolEnv(HostEnv):
             action_size=self.actions.size,
             action_low=self.actions.low,
             action_high=self.actions.high,
+            discrete=self.actions.discrete,
             episode_length=self.episode_length,
             value_range=self.value_range or value_ranges.of_gymnasium(self.task),
             actor_keys=actor_keys,
@@ -149,7 +154,7 @@ def _envpool() -> Any:
 
 
 def names() -> list[str]:
-    """The tasks with continuous actions that are known to work, newest versions; `make` takes any id of EnvPool."""
+    """The tasks that are known to work, newest versions; `make` takes any id of EnvPool."""
     newest: dict[str, str] = {}
     for name, (module, *_) in _envpool().registration.registry.specs.items():
         alias = module == "envpool.mujoco.playground" and "/" not in name  # each robot has two names

@@ -59,7 +59,7 @@ class Loop(Simulator):
         self._observations.write(obs, out, i)
 
     def step(self, action: Array) -> RawStep:
-        actions = action.astype(self._actions.dtype).reshape(self.num_envs, *self._actions.shape)
+        actions = self._actions.as_taken(action)
         next_obs = self._observations.empty(self.num_envs)
         reward = np.empty(self.num_envs)
         terminated, truncated = np.empty((2, self.num_envs), bool)
@@ -106,7 +106,7 @@ class VectorSimulator(Simulator):
         return self._observations.read(obs, self.num_envs)
 
     def step(self, action: Array) -> RawStep:
-        actions = action.astype(self._actions.dtype).reshape(self.num_envs, *self._actions.shape)
+        actions = self._actions.as_taken(action)
         with _index_of_failure():
             raw_obs, reward, terminated, truncated, info = self._env.step(actions)
         obs = next_obs = self._observations.read(raw_obs, self.num_envs)
@@ -212,6 +212,7 @@ class GymnasiumEnv(HostEnv):
             action_size=self.actions.size,
             action_low=self.actions.low,
             action_high=self.actions.high,
+            discrete=self.actions.discrete,
             episode_length=self.episode_length,
             value_range=value_ranges.of_gymnasium(self.name.rpartition(":")[2]),
             actor_keys=actor_keys,
@@ -296,7 +297,7 @@ def from_object(env: Any, name: str, make: Callable[[], Any] | None) -> HostEnv 
 
 
 def names() -> list[str]:
-    """The tasks with continuous actions that are known to work; `make` takes any registered id."""
+    """The tasks that are known to work; `make` takes any registered id."""
     versions: dict[str, int] = {}
     for spec in gymnasium.registry.values():
         if spec.namespace is None and spec.name in value_ranges.GYMNASIUM:

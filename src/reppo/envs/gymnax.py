@@ -1,4 +1,4 @@
-"""gymnax (``gymnax:Pendulum-v1``): its tasks with continuous actions."""
+"""gymnax (``gymnax:Pendulum-v1``): classic control, continuous and discrete, and MinAtar."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reppo.config import ConfigError
 from reppo.envs.base import Env, Transition
 from reppo.types import PyTree
 
@@ -19,6 +18,14 @@ VALUE_RANGES = {
     "Reacher-misc": (-300.0, 50.0),
     "Swimmer-misc": (-50.0, 100.0),
     "PointRobot-misc": (-50.0, 100.0),
+    "CartPole-v1": (-20.0, 150.0),  # 1 a step while the pole stands
+    "Acrobot-v1": (-120.0, 20.0),  # -1 a step until the end
+    "MountainCar-v0": (-120.0, 20.0),  # the same
+    # 1 a hit, at most one in a few steps.
+    "Asterix-MinAtar": (-5.0, 30.0),
+    "Breakout-MinAtar": (-5.0, 30.0),
+    "Freeway-MinAtar": (-5.0, 30.0),
+    "SpaceInvaders-MinAtar": (-5.0, 30.0),
 }
 
 
@@ -30,12 +37,13 @@ class Gymnax(Env):
 
         self.inner, self.params = gymnax.make(name)
         space = self.inner.action_space(self.params)
-        if not hasattr(space, "low"):
-            raise ConfigError(f"gymnax:{name} has discrete actions, which are not supported yet")
-        self.action_size = int(np.prod(space.shape)) or 1
-        self.action_shape = space.shape
-        self.action_low = np.asarray(space.low, np.float32)
-        self.action_high = np.asarray(space.high, np.float32)
+        if hasattr(space, "n"):
+            self.discrete, self.action_size, self.action_shape = True, int(space.n), ()
+        else:
+            self.action_size = int(np.prod(space.shape)) or 1
+            self.action_shape = space.shape
+            self.action_low = np.asarray(space.low, np.float32)
+            self.action_high = np.asarray(space.high, np.float32)
         self.episode_length = int(self.params.max_steps_in_episode)
         self.value_range = VALUE_RANGES.get(name)
         self._name = name

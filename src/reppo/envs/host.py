@@ -64,8 +64,8 @@ class Simulator(abc.ABC):
 
     @abc.abstractmethod
     def step(self, action: Array) -> RawStep:
-        """Step with actions ``[N, A]`` within the bounds. Environments whose episode ended have been reset by it, or will
-        spend their next row on that."""
+        """Step with actions ``[N, A]`` within the bounds, or with discrete ones ``[N]``. Environments whose episode ended
+        have been reset by it, or will spend their next row on that."""
 
     def reset_rows(self, rows: Array) -> PyTree:
         """Begin an episode where ``rows``, bool ``[N]``; returns first observations, leaves ``[N, D]``, of which the
@@ -128,8 +128,9 @@ class HostVectorEnv:
     def __init__(self, simulator: Simulator, spec: EnvSpec):
         self.simulator, self.spec = simulator, spec
         self.num_envs = simulator.num_envs
-        self._centre = (spec.action_low + spec.action_high) / 2
-        self._half = (spec.action_high - spec.action_low) / 2
+        # Of discrete actions, only where they begin.
+        self._centre = spec.action_low.astype(int) if spec.discrete else (spec.action_low + spec.action_high) / 2
+        self._half = 1 if spec.discrete else (spec.action_high - spec.action_low) / 2
         self._steps = 0
         self.obs: PyTree = None  #: what the policy acts on next
         self._actual = np.ones(self.num_envs, bool)  #: whether `obs` is the simulator's, and no stand-in for NaN
@@ -162,7 +163,8 @@ class HostVectorEnv:
         return obs
 
     def step(self, action: Array) -> TimeStep:
-        """Step every environment with an action ``[N, A]`` in [-1, 1], mapped affinely to the bounds.
+        """Step every environment with an action ``[N, A]`` in [-1, 1], mapped affinely to the bounds, or with the index of a
+        discrete one, ``[N]``.
 
         Raises:
             SimulatorError: where the simulator fails, or returns what is not of its spaces.

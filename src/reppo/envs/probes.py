@@ -67,6 +67,22 @@ class DelayedReward(_Probe):
         return obs, Transition(obs, jnp.where(second, 1.0, 0.0), second)
 
 
+class Choice(_Probe):
+    """Discrete actions: two steps, reward 1, 0.5 or 0 for the action at the second, then terminated.
+
+    Whatever comes first, ``Q(x_0) = gamma alpha log sum_a exp(r_a / alpha)`` under the best policy, and ``Q(x_1, a) = r_a``.
+    """
+
+    action_size = 3
+    discrete = True
+    max_return = 1.0
+
+    def step(self, state: jax.Array, action: jax.Array, key: jax.Array) -> tuple[Any, Transition]:
+        second = state[0] > 0
+        obs = jnp.ones(1)
+        return obs, Transition(obs, jnp.where(second, 1.0 - 0.5 * action, 0.0), second)
+
+
 class Truncating(_Probe):
     """Two states that alternate, 0, 1, 0, 1, with reward 0.1 throughout, cut after two steps by a time limit.
 
@@ -130,6 +146,7 @@ CLASSES: tuple[type[Env], ...] = (
     ObservationReward,
     ActionReward,
     DelayedReward,
+    Choice,
     Terminating,
     Truncating,
     Swapping,

@@ -149,16 +149,21 @@ def _parts(name: str, space: Any, path: Path) -> list[Part]:
 
 
 class Actions(NamedTuple):
-    """The action space of one environment, flattened to ``A`` numbers."""
+    """The action space of one environment: ``A`` numbers, or ``A`` discrete actions."""
 
-    low: Array  #: ``[A]``, float32; -inf where there is no bound
-    high: Array  #: ``[A]``; inf where there is none
+    low: Array  #: ``[A]``, float32; -inf where there is no bound. Of discrete actions the first, ``[1]``.
+    high: Array  #: ``[A]``; inf where there is none. Of discrete actions the last, ``[1]``.
     shape: tuple[int, ...]  #: of the simulator's own actions
     dtype: np.dtype[Any]
+    discrete: bool = False
 
     @property
     def size(self) -> int:
-        return len(self.low)
+        return int(self.high[0] - self.low[0]) + 1 if self.discrete else len(self.low)
+
+    def as_taken(self, action: Array) -> Array:
+        """Actions ``[N, A]``, or discrete ones ``[N]``, as the simulator takes them."""
+        return action.astype(self.dtype).reshape(-1, *self.shape)
 
 
 def read_actions(name: str, space: Any) -> Actions:
@@ -166,9 +171,14 @@ def read_actions(name: str, space: Any) -> Actions:
     from gymnasium import spaces
 
     if isinstance(space, spaces.Discrete):
-        raise ConfigError(f"{name} has discrete actions, which are not supported yet")
+        first, last = int(space.start), int(space.start + space.n) - 1
+        bounds = (np.array([bound], np.float32) for bound in (first, last))
+        return Actions(*bounds, shape=(), dtype=np.dtype(space.dtype), discrete=True)
     if not isinstance(space, spaces.Box):
-        raise ConfigError(f"{name} has {type(space).__name__} actions; REPPO acts in a Box, a vector of bounded numbers")
+        raise ConfigError(
+            f"{name} has {type(space).__name__} actions; REPPO acts in a Box, a vector of bounded numbers, or in a "
+            f"Discrete, one choice of a few"
+        )
     if not np.issubdtype(space.dtype, np.floating) or math.prod(space.shape) == 0:
         raise ConfigError(f"{name} has {space.dtype}{list(space.shape)} actions; REPPO acts in a Box of floats")
     with np.errstate(over="ignore"):

@@ -18,6 +18,9 @@ class EnvSpec:
     ``observation`` is the pytree of one environment's observation (``ShapeDtypeStruct`` leaves): an array, or a dict of
     one-dimensional arrays. ``actor_keys`` and ``critic_keys`` name the entries of a dict that each network sees. What an
     environment does not say of itself is None, or infinite for a bound; in a spec that `resolve` has completed nothing is.
+
+    Where actions are ``discrete``, ``action_size`` is their number, and an action is an index below it. ``action_low``
+    and ``action_high``, ``[1]``, are then the integers that the environment itself has for the first and the last.
     """
 
     name: str
@@ -30,6 +33,12 @@ class EnvSpec:
     actor_keys: tuple[str, ...] = ()
     critic_keys: tuple[str, ...] = ()
     max_return: float | None = None  #: the best possible episode return, where it is known
+    discrete: bool = False  #: whether an action is one of a few, rather than a vector of numbers
+
+    @property
+    def action(self) -> jax.ShapeDtypeStruct:
+        """One action as a policy gives it: numbers in [-1, 1], or an index."""
+        return action_struct(self.action_size, self.discrete)
 
     @property
     def time_limit(self) -> int:
@@ -42,6 +51,11 @@ class EnvSpec:
         if not isinstance(self.observation, dict):
             return self.observation.shape[0]
         return sum(self.observation[key].shape[0] for key in keys)
+
+
+def action_struct(action_size: int, discrete: bool) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of one action as a policy gives it."""
+    return jax.ShapeDtypeStruct((), np.int32) if discrete else jax.ShapeDtypeStruct((action_size,), np.float32)
 
 
 def suggest_keys(observation: PyTree) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -111,6 +125,10 @@ def resolve(spec: EnvSpec, config: Config) -> EnvSpec:
 def resolve_bounds(spec: EnvSpec, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """Bounds of the actions, ``[A]`` each: the environment's, and the configuration's where it has none."""
     low, high = spec.action_low, spec.action_high
+    if spec.discrete:
+        if config.action_low is not None:
+            raise ConfigError(f"{spec.name} has discrete actions; action_low and action_high are for actions without bounds")
+        return low, high
     unbounded = ~(np.isfinite(low) & np.isfinite(high))
     if not unbounded.any():
         if config.action_low is not None:

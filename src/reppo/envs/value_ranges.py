@@ -18,6 +18,11 @@ GYMNASIUM: dict[str, ValueRange] = {
     "Pendulum": (-1700.0, 100.0),
     # One reward of 100, less the cost of the actions, at most 0.1 a step.
     "MountainCarContinuous": (-20.0, 120.0),
+    # 1 a step while the pole stands.
+    "CartPole": (-20.0, 150.0),
+    # -1 a step until the end.
+    "Acrobot": (-120.0, 20.0),
+    "MountainCar": (-120.0, 20.0),
     # Published policies earn 10,000 to 16,000 in 1000 steps.
     "HalfCheetah": (-150.0, 1800.0),
     # 1 a step for health and the speed, 5,000 to 7,000 in all; a fall ends it.
