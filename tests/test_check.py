@@ -43,15 +43,18 @@ def workers() -> AsyncVectorEnv:
 REAL = {
     "probe": "probe:TargetReach",
     "gymnax": "gymnax:Pendulum-v1",
+    "gymnax-discrete": "gymnax:CartPole-v1",
     "playground": "playground:CartpoleBalance",
     "brax": "brax:inverted_pendulum",
     "gymnasium": "gymnasium:Pendulum-v1",
+    "gymnasium-discrete": "gymnasium:CartPole-v1",
     "gymnasium-mujoco": "gymnasium:InvertedPendulum-v5",
     "gymnasium-next-step": sync(AutoresetMode.NEXT_STEP),
     "gymnasium-same-step": sync(AutoresetMode.SAME_STEP),
     "gymnasium-disabled": sync(AutoresetMode.DISABLED),
     "gymnasium-workers": workers,
     "envpool-classic": "envpool:Pendulum-v1",
+    "envpool-discrete": "envpool:CartPole-v1",
     "envpool-mujoco": "envpool:InvertedPendulum-v5",
     "envpool-dm-control": "envpool:PendulumSwingup-v1",
     "envpool-robots": "envpool:MuJoCoPlayground/Go1JoystickFlatTerrain-v1",
@@ -227,5 +230,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "FAIL  terminated or truncated" in out
     assert "-> a time limit is a truncation" in out
     assert "1 failed" in out
-    assert cli.main(["check-env", "gymnasium:CartPole-v1"]) == 2
-    assert "not supported yet" in capsys.readouterr().err
+    assert cli.main(["check-env", "gymnasium:CartPool-v1"]) == 2
+    assert "did you mean CartPole-v1" in capsys.readouterr().err

@@ -27,14 +27,14 @@ def golden_policy(dtype: jnp.dtype | type = jnp.float32) -> TanhGaussian:
 
 
 def test_log_prob_matches_the_reference_in_float32() -> None:
-    u = jnp.asarray(GOLDEN["tanh_gaussian/sample"], jnp.float32)
+    u = jnp.asarray(GOLDEN["tanh_gaussian/pre_tanh"], jnp.float32)
     np.testing.assert_allclose(golden_policy().log_prob(u), GOLDEN["tanh_gaussian/log_prob"], atol=1e-5)
 
 
 def test_log_prob_and_kl_match_the_reference_in_float64() -> None:
     with jax.enable_x64(True):
         old = golden_policy(jnp.float64)
-        u = jnp.asarray(GOLDEN["tanh_gaussian/sample"])
+        u = jnp.asarray(GOLDEN["tanh_gaussian/pre_tanh"])
         np.testing.assert_allclose(old.log_prob(u), GOLDEN["tanh_gaussian/log_prob"], atol=1e-9)
         new = TanhGaussian(jnp.asarray(GOLDEN["kl/mean_new"]), jnp.asarray(GOLDEN["kl/log_std_new"]))
         kl = np.asarray(TanhGaussian(old.mean[:16], old.log_std[:16]).kl(new))
@@ -163,6 +163,6 @@ def test_the_sampled_entropy_agrees_with_quadrature(mean: float, std: float) -> 
 def test_the_references_of_these_tests_agree_with_each_other() -> None:
     # log_prob_reference is what the quadratures integrate; it must be the golden density too.
     policy = golden_policy()
-    u = GOLDEN["tanh_gaussian/sample"]
+    u = GOLDEN["tanh_gaussian/pre_tanh"]
     mean, std = np.asarray(policy.mean, np.float64), np.exp(np.asarray(policy.log_std, np.float64))
     np.testing.assert_allclose(log_prob_reference(u, mean, std).sum(-1), GOLDEN["tanh_gaussian/log_prob"], atol=1e-4)

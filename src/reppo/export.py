@@ -77,7 +77,7 @@ class SavedPolicy:
         self.env: str = meta["env"]
         self.obs_keys: tuple[str, ...] = tuple(meta["obs_keys"])
         self.obs_size: int = sum(meta["obs_sizes"])
-        self.discrete: bool = meta["discrete"]
+        self.discrete: bool = meta.get("discrete", False)
         self.min_std: float = meta["min_std"]
         self.episode_length: int | None = meta.get("episode_length")  #: time limit of the training
         self._layers: int = meta["layers"]
