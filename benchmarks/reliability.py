@@ -62,6 +62,7 @@ OPTIONS = shlex.split(
     "--actor-width 16 --critic-width 16 --num-bins 21 --episode-length 20 --num-evals 2 --eval-episodes 8 "
     "--checkpoint-minutes 0.0005"
 )
+REFERENCES = 3  #: runs that are left alone
 PATIENCE = 300.0  #: seconds after which a process is said to hang
 
 Row = dict[str, Any]
@@ -165,9 +166,9 @@ def train_argv(out: Path) -> list[str]:
 
 
 def uninterrupted(work: Path) -> Uninterrupted:
-    """Three runs, the first of which fills the compilation cache; raises where they are not the same."""
+    """Runs that are left alone, the first of which fills the compilation cache; raises where they are not the same."""
     seconds, saves, outcomes = [], [0.0], []
-    for i in range(3):
+    for i in range(REFERENCES):
         out, began = work / f"reference{i}", time.perf_counter()
         process = start(train_argv(out), work / "cache", work / "log")
         for _, appeared in appearing_saves(out, process):
@@ -178,9 +179,9 @@ def uninterrupted(work: Path) -> Uninterrupted:
             raise RuntimeError((work / "log").read_text())
         seconds.append(time.perf_counter() - began)
         outcomes.append(Outcome.of(out))
-    if outcomes[0] is None or outcomes != outcomes[:1] * 3:
+    if outcomes[0] is None or outcomes != outcomes[:1] * REFERENCES:
         raise RuntimeError("runs that were left alone are not the same")
-    return Uninterrupted(outcomes[0], max(seconds[1:]), seconds[0], float(np.median(saves)))
+    return Uninterrupted(outcomes[0], max(seconds[1:] or seconds), seconds[0], float(np.median(saves)))
 
 
 def saving(out: Path) -> list[str]:

@@ -23,14 +23,22 @@ PENDING: set[str] = set()  #: pages that are linked to before they are written
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
-def test_the_options_are_those_of_the_code() -> None:
-    path = ROOT / "docs" / "generate_options.py"
-    spec = importlib.util.spec_from_file_location("generate_options", path)
+def generator(page: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"generate_{page}", ROOT / "docs" / f"generate_{page}.py")
     assert spec is not None
     assert spec.loader is not None
-    module: ModuleType = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert (ROOT / "docs" / "options.md").read_text() == module.document(), "run `make options`"
+    return module
+
+
+def test_the_options_are_those_of_the_code() -> None:
+    assert (ROOT / "docs" / "options.md").read_text() == generator("options").document(), "run `make options`"
+
+
+def test_the_proofs_of_reliability_are_those_of_the_campaign(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")  # it shares its tables with generate_results.py
+    assert (ROOT / "docs" / "reliability.md").read_text() == generator("reliability").document()
 
 
 def documented_columns() -> dict[str, list[str]]:
