@@ -10,8 +10,8 @@
     python benchmarks/reliability.py cost            # what checkpoints cost the default run
     python benchmarks/reliability.py all             # everything
 
-Each writes ``results/reliability_WHAT.csv``, a row when a trial ends; rows that are there already are kept, so that an
-interrupted campaign goes on. ``results/reliability.json`` names versions and hardware.
+Each writes ``results/reliability_WHAT.csv``. The first three write a row when a trial ends and keep the rows that are there,
+so that an interrupted campaign goes on. ``results/reliability.json`` names versions and hardware.
 
 The processes that are killed or signalled are ``python -m reppo train ...``, started afresh and not altered in any way.
 The processes that resume run the same entry point, but are forked from one that has imported the libraries and not yet
@@ -760,6 +760,8 @@ CAMPAIGNS: dict[str, tuple[Callable[[Path, int, Path], None], int]] = {
     "cost": (cost, 0),
 }
 
+RESUMABLE = ("kills", "saves", "signals")  #: those that go on after the rows that there are; the others are made anew
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -772,8 +774,11 @@ def main() -> None:
     (args.out / "reliability.json").write_text(json.dumps(provenance.provenance(), indent=2) + "\n")
     for name in CAMPAIGNS if args.what == "all" else [args.what]:
         campaign, trials = CAMPAIGNS[name]
+        table, wanted = args.out / f"reliability_{name}.csv", args.trials or trials
+        if name in RESUMABLE and not missing_trials(table, wanted):
+            continue
         with tempfile.TemporaryDirectory() as work:
-            campaign(args.out / f"reliability_{name}.csv", args.trials or trials, Path(work))
+            campaign(table, wanted, Path(work))
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ What is promised:
 | a killed run had no checkpoint yet | `reppo resume RUN` says so and starts it from the beginning |
 | a killed run had no directory yet | `reppo resume RUN` says that there is nothing to resume; start it again |
 | a damaged checkpoint | it is set aside, and the one before it is used |
+| a kill while a compiled program is cached | what was cut off is removed at the next start, and compiled again |
 | NaN, infinity, absurd numbers | that step or update is left out, counted and shown; `reppo repro FILE` makes it again |
 | a full disk, a read-only directory, a run that is in use | one line; what was there stays as it was |
 
@@ -67,7 +68,8 @@ def hardware() -> str:
     return f"""\
 Machine and versions: {machine["cpu"]}, {machine["platform"]}, Python {versions["python"]}, JAX {versions["jax"]};
 `results/reliability.json` has them all. One core was used, at a low priority, on a machine that was busy with other work,
-so that all seconds below are upper bounds.
+so that all seconds below are upper bounds. The program was being finished meanwhile: the revision in that file is
+that of the last table.
 """
 
 

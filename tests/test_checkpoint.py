@@ -204,6 +204,30 @@ def test_an_altered_checkpoint_is_refused_or_is_what_was_written(
     shutil.rmtree(copy.parent)
 
 
+def test_a_flipped_bit_in_any_file_is_found_before_anything_is_read(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_checkpointer", lambda: pytest.fail("read"))
+    names = [path.relative_to(sound) for path in sound.rglob("*") if path.is_file()]
+    assert len(names) > 5
+    for name in names:
+        copy = shutil.copytree(sound, tmp_path / sound.name)
+        content = bytearray((copy / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (copy / name).write_bytes(content)
+        with pytest.raises(Damaged, match=f"is damaged: {name} is not"):
+            checkpoint.read(copy)
+        shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize("where", ["extra", "state/extra", "manifest.json.partial"])
+def test_a_file_more_is_refused(sound: Path, tmp_path: Path, where: str) -> None:
+    copy = shutil.copytree(sound, tmp_path / sound.name)
+    (copy / where).touch()
+    with pytest.raises(Damaged, match=f"holds a file that is not its own: {where}"):
+        checkpoint.read(copy)
+
+
 @pytest.mark.parametrize("where", ["manifest.json", "state/_METADATA"])
 def test_a_pipe_in_the_place_of_a_file_is_no_reason_to_wait(sound: Path, tmp_path: Path, where: str) -> None:
     copy = shutil.copytree(sound, tmp_path / sound.name)
@@ -383,6 +407,8 @@ def test_a_kill_at_any_change_of_the_file_system_leaves_the_newest_or_the_one_be
         checkpoint.sweep(directory)
         left = {path.name for path in directory.iterdir()}
         assert left == {path.name for path in checkpoint.listing(directory)}
+        for path in checkpoint.listing(directory):  # a half of an old one would be taken for a damaged one
+            checkpoint.read(path)
         save_all(directory, [moment for moment in moments if moment[0] >= steps])
         assert [path.name for path in checkpoint.listing(directory)] == ["000000000300-evaluated"]
         if finished:

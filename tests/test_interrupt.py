@@ -136,6 +136,8 @@ def own_handler() -> Iterator[object]:
 
 def test_handlers_are_given_back(own_handler: object) -> None:
     files = len(list(Path("/proc/self/fd").iterdir()))
+    own_wakeup = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(own_wakeup)
     with Interrupt(lambda: None) as interrupt:
         os.kill(os.getpid(), signal.SIGTERM)
         for _ in range(100):
@@ -144,6 +146,9 @@ def test_handlers_are_given_back(own_handler: object) -> None:
                 break
     assert interrupt.requested == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is own_handler
+    wakeup = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
+    assert wakeup == own_wakeup
     for _ in range(100):  # until the watcher has closed its end
         time.sleep(0.01)
         if len(list(Path("/proc/self/fd").iterdir())) == files:
