@@ -31,7 +31,7 @@ from reppo import envs, returns
 from reppo.config import Config, ConfigError
 from reppo.envs import envpool as envpool_adapter
 from reppo.envs.host import HostEnv, HostVectorEnv, SimulatorError
-from reppo.envs.spaces import Observations, read_actions
+from reppo.envs.spaces import Observations, WrongObservation, read_actions
 from reppo.envs.spec import resolve
 from reppo.evaluate import evaluate_policy, first_episodes
 from reppo.loop import Run
@@ -598,12 +598,33 @@ def test_observations_are_copies() -> None:
     assert (found == 0).all()
 
 
+def test_choices_are_one_hot_and_a_dict_in_a_tuple_goes_by_its_keys() -> None:
+    box = spaces.Box(-9, 9, (2,))
+    inner = spaces.Dict({"b": spaces.Discrete(2), "a": box})
+    space = spaces.Tuple([spaces.Discrete(3, start=-1), inner, box])
+    read = Observations("test", space)
+    assert read.spec.shape == (9,)
+
+    def observation(choice: Any, b: Any, a: Any, last: Any) -> Any:
+        return choice, {"b": b, "a": np.asarray(a, float)}, np.asarray(last, float)
+
+    out = read.empty(2)
+    read.write(observation(-1, 1, [3, 4], [5, 6]), out, 0)
+    read.write(observation(np.int64(1), 0, [7, 8], [9, 0]), out, 1)
+    expected = [[1, 0, 0, 3, 4, 0, 1, 5, 6], [0, 0, 1, 7, 8, 1, 0, 9, 0]]
+    np.testing.assert_array_equal(out, expected)
+    batch = observation(np.array([-1, 1]), np.array([1, 0]), [[3, 4], [7, 8]], [[5, 6], [9, 0]])
+    np.testing.assert_array_equal(read.read(batch, 2), expected)
+    with pytest.raises(WrongObservation, match=r"observation\[0\] is 2, not in -1 to 1"):
+        read.write(observation(2, 0, [0, 0], [0, 0]), out, 0)
+
+
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        (spaces.Discrete(4), "is a Discrete; the networks read Box"),
+        (spaces.MultiDiscrete([4, 2]), "is a MultiDiscrete; the networks read Box and Discrete"),
         (spaces.Dict({"x": spaces.MultiBinary(3)}), r"observation\['x'\] is a MultiBinary"),
-        (spaces.Tuple([spaces.Dict({"x": spaces.Box(-1, 1, (1,))})]), r"observation\[0\] is a Dict"),
+        (spaces.Tuple([spaces.Dict({"x": spaces.Text(3)})]), r"observation\[0\]\['x'\] is a Text"),
         (spaces.Box(0, 255, (84, 84, 3), np.uint8), "pixels are not supported yet"),
     ],
 )

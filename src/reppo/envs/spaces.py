@@ -3,8 +3,9 @@
 An observation becomes what the networks read, an array ``[N, D]`` or one flat dict of them:
 
     Box                 its entries in C order, as one vector
+    Discrete            a one-hot vector
     Dict                one vector for each entry; the keys of nested dicts are joined by "/"
-    Tuple               its entries one after another, as one vector
+    Tuple               its entries one after another, as one vector; of a dict inside, in the order of its keys
 """
 
 from __future__ import annotations
@@ -28,10 +29,26 @@ Path = tuple[str | int, ...]
 
 
 class Part(NamedTuple):
-    """One box of an observation space: where it lies in an observation, and the shape of its values."""
+    """One box of an observation space, or one choice: where it lies in an observation, and the shape of its values."""
 
     path: Path
     shape: tuple[int, ...]
+    choices: tuple[int, int] | None = None  #: how many integers there are, and the first of them; None for a box
+
+    @property
+    def size(self) -> int:
+        """Numbers in our vector."""
+        return math.prod(self.shape) if self.choices is None else self.choices[0]
+
+    def vectors(self, array: Array) -> Array:
+        """Its values ``[..., *shape]`` as vectors ``[..., size]``; raises `WrongObservation` for an integer that is none of
+        the choices."""
+        if self.choices is None:
+            return array.reshape(*array.shape[: array.ndim - len(self.shape)], self.size)
+        number, first = self.choices
+        if not ((array >= first) & (array < first + number)).all():
+            raise WrongObservation(f"{_place(self.path)} is {array.tolist()}, not in {first} to {first + number - 1}")
+        return (array[..., None] - first == np.arange(number)).astype(np.float32)
 
 
 class WrongObservation(ValueError):
@@ -53,7 +70,7 @@ class Observations:
         self._entries = _entries(name, space)
         self._kinds: dict[Path, str] = {}  #: of numbers, as NumPy's ``dtype.kind``, by the first observation
         shapes = {
-            key: jax.ShapeDtypeStruct((sum(math.prod(part.shape) for part in parts),), np.float32)
+            key: jax.ShapeDtypeStruct((sum(part.size for part in parts),), np.float32)
             for key, parts in self._entries.items()
         }
         self.spec: PyTree = shapes if None not in self._entries else shapes[None]
@@ -74,7 +91,7 @@ class Observations:
             for part in parts:
                 array = self._checked(obs, part, (num_envs, *part.shape))
                 # A copy, because a simulator may write its next observations into the same array.
-                columns.append(np.array(array, np.float32).reshape(num_envs, -1))
+                columns.append(np.array(part.vectors(array), np.float32))
             vectors[key] = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
         return vectors.get(None, vectors)
 
@@ -86,8 +103,8 @@ class Observations:
                 start = 0
                 for part in parts:
                     array = self._checked(obs, part, part.shape)
-                    row[start : start + array.size] = array.ravel()
-                    start += array.size
+                    row[start : start + part.size] = part.vectors(array)
+                    start += part.size
         except WrongObservation as error:
             error.index = index
             raise
@@ -132,15 +149,19 @@ def _entries(name: str, space: Any) -> dict[str | None, list[Part]]:
 
 
 def _parts(name: str, space: Any, path: Path) -> list[Part]:
-    """The boxes of one vector, in order."""
+    """The boxes and choices of one vector, in order."""
     from gymnasium import spaces
 
     if isinstance(space, spaces.Tuple):
         return [part for i, inner in enumerate(space.spaces) for part in _parts(name, inner, (*path, i))]
+    if isinstance(space, spaces.Dict):
+        return [part for key in sorted(space.spaces) for part in _parts(name, space.spaces[key], (*path, key))]
+    if isinstance(space, spaces.Discrete):
+        return [Part(path, (), (int(space.n), int(space.start)))]
     if not isinstance(space, spaces.Box):
         kind = type(space).__name__
         raise ConfigError(
-            f"{name}: {_place(path)} is a {kind}; the networks read Box, Dict of Box and Tuple of Box "
+            f"{name}: {_place(path)} is a {kind}; the networks read Box and Discrete, also in Dict and Tuple "
             f"(gymnasium.wrappers.FlattenObservation makes a Box of most others)"
         )
     if space.dtype == np.uint8 and len(space.shape) > 1:
