@@ -11,7 +11,10 @@ from typing import Any
 
 import jax
 
-PACKAGES = ("reppo", "jax", "jaxlib", "equinox", "optax", "numpy", "mujoco", "mujoco-mjx", "playground", "brax", "gymnax")
+PACKAGES = (
+    "reppo", "jax", "jaxlib", "equinox", "optax", "numpy",
+    "mujoco", "mujoco-mjx", "playground", "brax", "gymnax", "gymnasium", "envpool",
+)  # fmt: skip
 
 
 def provenance() -> dict[str, Any]:
