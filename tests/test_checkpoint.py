@@ -237,6 +237,20 @@ def test_a_pipe_in_the_place_of_a_file_is_no_reason_to_wait(sound: Path, tmp_pat
         checkpoint.read(copy)
 
 
+@pytest.mark.parametrize(
+    "change", [{"iteration": -1}, {"positions": {"metrics.csv": -5}}, {"positions": {"metrics.csv": 1.0}}]
+)
+def test_counts_that_cannot_be_are_refused_although_they_are_signed(
+    sound: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    copy = shutil.copytree(sound, tmp_path / sound.name)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["progress"] |= change
+    (copy / "manifest.json").write_text(json.dumps(swap_digest(manifest)))
+    with pytest.raises(CheckpointError, match=r"its manifest\.json is incomplete"):
+        checkpoint.read(copy)
+
+
 def test_a_checkpoint_under_another_name_is_refused(sound: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(sound, tmp_path / "000000000200-evaluated")
     with pytest.raises(Damaged, match="it was written as 000000000100-evaluated"):

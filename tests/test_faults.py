@@ -366,15 +366,18 @@ def _apply(module: Any, grads: Any, state: Any, optimiser: Any) -> Any:
 
 def test_a_run_tells_of_its_faults_once_and_writes_how_to_make_them_again(tmp_path: Path) -> None:
     started = Started(directory=tmp_path)
+    rollouts = []
     for step in (3, T + 5):  # one in each of two iterations
         started.plant("obs", "inf", step, [4])
-        started.iterate()
+        rollouts.append(started.iterate()[1])
     assert len(started.run.notes) == 1
     (path,) = tmp_path.glob("*.npz")
     assert path.name == f"fault-{T * N:012d}-seed5.npz"
     assert "seed 5, at 128 steps: environment 4 returned numbers that are not finite" in started.run.notes[0]
     assert f"`reppo repro {path}`" in started.run.notes[0]
 
+    with np.load(path) as file:
+        np.testing.assert_allclose(file["['action']"], np.tanh(rollouts[0].sample[3, 4]), rtol=1e-5)
     told = faults.replay(path, Breakable())
     assert "environment 4" in told
     assert "obs[0] is inf (2 of 2)" in told
@@ -385,6 +388,14 @@ def test_a_run_tells_of_its_faults_once_and_writes_how_to_make_them_again(tmp_pa
     again.plant("obs", "inf", 3, [4])
     again.iterate()
     assert again.run.notes == []
+
+
+def test_numbers_that_are_finite_but_absurd_are_named() -> None:
+    tree = {"x": jnp.array([1.0, -1e30, jnp.nan])}
+    assert faults._wrong(tree, "obs") == ["  obs['x'][1] is -1.0000000150474662e+30 (2 of 3)"]
+    assert faults._wrong(tree, "state", state=True) == ["  state['x'][2] is nan (1 of 3)"]
+    (line,) = faults._gradient_lines({"critic": {"w": jnp.full(3, 1e30)}})
+    assert line == "    gradient of the critic: its numbers are finite, its norm is inf"
 
 
 class _Mended(Breakable):

@@ -345,3 +345,9 @@ def test_what_a_disk_refuses_ends_a_run_in_one_line_and_it_can_be_resumed(
         with pytest.raises(ConfigError, match=r"cannot write in .*: No space left on device; mend it, then `reppo resume"):
             train(tmp_path / "run")
     assert_same_run(reppo.resume(tmp_path / "run"), references[1])
+
+
+@pytest.mark.parametrize("written", [{}, {"hardware": 5, "versions": [1]}, {"hardware": None, "versions": "x", "git": 3}])
+def test_where_a_foreign_checkpoint_was_written_is_never_an_error(written: dict[str, Any]) -> None:
+    now = {"hardware": {"cpu": "a", "devices": ["b"]}, "versions": {"jax": "1"}, "git": "c"}
+    assert "jax None -> 1" in loop.changed_provenance(written, now)

@@ -340,7 +340,8 @@ def _progress(manifest: dict[str, Any], path: Path) -> Progress:
         raise CheckpointError(f"{path} is not a checkpoint of this program: its manifest.json is incomplete")
     progress = Progress(*(values[name] for name in Progress._fields))
     numbers = [number for episodes in progress.returns for number in (episodes if isinstance(episodes, list) else [None])]
-    if not all(type(n) is float for n in numbers) or not all(type(n) is int for n in progress.positions.values()):
+    counts = [progress.iteration, progress.env_steps, *progress.positions.values()]
+    if not all(type(n) is float for n in numbers) or not all(type(n) is int and n >= 0 for n in counts):
         raise CheckpointError(f"{path} is not a checkpoint of this program: its manifest.json is incomplete")
     if progress.name != path.name:
         raise Damaged(f"checkpoint {path} is damaged: it was written as {progress.name}")

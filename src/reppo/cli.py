@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import inspect
 import json
+import logging
 import os
 import re
 import shlex
@@ -468,6 +469,7 @@ def unraisable(what: Any) -> None:
 def quieten() -> None:
     """Silence what other packages say to their developers; ``-W`` and ``PYTHONWARNINGS`` bring the warnings back."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("REPPO_XLA_LOG_LEVEL", "3")
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it, too, tells of arrays that cannot be read
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = unraisable
     if not sys.warnoptions:

@@ -415,7 +415,8 @@ def changed_provenance(written: dict[str, Any], now: dict[str, Any]) -> str:
     """Versions, source revision and hardware that differ between two descriptions, in words."""
 
     def flat(description: dict[str, Any]) -> dict[str, Any]:
-        hardware, versions = (dict(description.get(name) or {}) for name in ("hardware", "versions"))
+        parts = (description.get(name) for name in ("hardware", "versions"))
+        hardware, versions = (part if isinstance(part, dict) else {} for part in parts)
         return {**versions, "git": description.get("git"), "cpu": hardware.get("cpu"), "devices": hardware.get("devices")}
 
     was, this = flat(written), flat(now)
