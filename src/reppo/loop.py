@@ -112,7 +112,8 @@ class Run:
         Counted are the learner's state, the rollout, and the order of its rows in all epochs: what there is at least.
         """
         config, keys = self.config, self.key(Stream.INIT)
-        rows = 2 * jax.tree.leaves(self.spec.observation) + [jax.ShapeDtypeStruct((self.spec.action_size + 1,), np.float32)]
+        reward = jax.ShapeDtypeStruct((), np.float32)
+        rows = [*2 * jax.tree.leaves(self.spec.observation), self.spec.action, reward]
         per_step = sum(x.size * x.dtype.itemsize for x in rows) + config.num_epochs * np.dtype(np.int32).itemsize
         learner = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(self.init, keys)))
         needed, there = learner + per_step * config.batch_size * len(self.seeds), memory()
