@@ -373,6 +373,15 @@ def test_eval_of_several_seeds(reppo: Reppo, finished: Path) -> None:
     assert [line.split()[0] for line in lines] == ["probe:TargetReach", "policy_seed2.npz", "policy_seed10.npz", "all"]
 
 
+def test_eval_of_the_best_policy(reppo: Reppo, finished: Path, tmp_path: Path) -> None:
+    best = json.loads(reppo("eval", finished, "--episodes", 8, "--best", "--json").out)
+    assert [entry["policy"] for entry in best["policies"]] == ["best.npz"]
+    assert best["returns"] == json.loads(reppo("eval", finished / "best.npz", "--episodes", 8, "--json").out)["returns"]
+    (finished / "best.npz").unlink()
+    line = reppo.refuses("eval", finished, "--best")
+    assert line == f"--best looks for best.npz or best_seed*.npz in a run directory; there is none at {finished}"
+
+
 def test_eval_of_what_is_no_policy(reppo: Reppo, finished: Path, tmp_path: Path) -> None:
     assert "config.json is not a policy of this program" in reppo.refuses("eval", finished / "config.json")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,13 @@ def test_a_log_has_a_line_for_everything_that_happened(telemetry: Telemetry) -> 
     assert "    1:03  192 steps  return 40.00 ± 2.00  100 steps/s  KL 0.0500" in lines
     assert "Trained probe:TargetReach for 192 steps in 1:03" in lines
     assert "  return    40.00 ± 2.00  over 8 greedy episodes, best possible 50" in lines
+
+
+@pytest.mark.parametrize(("returns", "best"), [((7.0, 5.0), ["  best      7.00 ± 1.00  at 64 steps"]), ((5.0, 7.0), [])])
+def test_a_run_that_was_better_before_says_so(telemetry: Telemetry, returns: Sequence[float], best: list[str]) -> None:
+    events = [Event("evaluations", [evaluation(iteration, mean)]) for iteration, mean in enumerate(returns, 1)]
+    lines = printed(PlainDisplay, telemetry, *events).splitlines()
+    assert [line for line in lines if line.startswith("  best ")] == best
 
 
 def test_a_log_in_ascii(telemetry: Telemetry) -> None:

@@ -62,3 +62,15 @@ def test_nothing_flows_into_entropy_or_kl() -> None:
     state = duals.init(0.5, 0.2)
     grads = jax.grad(lambda h, kl: duals.loss(state, h, -1.0, kl, 0.1), argnums=(0, 1))(jnp.array(2.0), jnp.array(0.3))
     assert grads == (0.0, 0.0)
+
+
+def test_the_floor_of_beta_by_hand() -> None:
+    state = duals.init(0.01, 0.02)
+    np.testing.assert_allclose(duals.floored(state, 0.1).beta, 0.1, rtol=1e-6)
+    np.testing.assert_allclose(duals.floored(state, 0.1).alpha, 0.01, rtol=1e-6)
+    np.testing.assert_allclose(duals.floored(duals.init(0.01, 0.3), 0.1).beta, 0.3, rtol=1e-6)
+
+
+def test_without_a_floor_beta_is_free() -> None:
+    state = duals.init(0.01, 1e-20)
+    assert duals.floored(state, 0.0) == state

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -48,6 +49,26 @@ def both(run: Run) -> Any:
 
 def key_data(x: jax.Array) -> jax.Array:
     return jax.random.key_data(x) if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+
+def test_the_best_policy_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    run = started()
+    run.directory = tmp_path
+    files = []
+    for iteration, mean in enumerate((9.0, 3.0, 5.0, 5.0, 4.0)):  # the untrained policy's 9 counts for nothing
+        run.iteration = iteration
+        run.evaluations.append(
+            {"seed": 3.0, "iteration": float(iteration), "env_steps": 64.0 * iteration, "eval/return": mean}
+        )
+        if iteration > 0:
+            run._state = eqx.tree_at(
+                lambda s: s.policy.actor, run.state, jax.tree.map(lambda x: x + 1, run.state.policy.actor)
+            )
+            run.save_policies()
+            files.append((tmp_path / "policy.npz").read_bytes())
+    assert (tmp_path / "best.npz").read_bytes() == files[1]
+    assert len(set(files)) == 4
+    assert loop.best_evaluation(run.evaluations, 3)["env_steps"] == 128.0
 
 
 # ------------------------------------------------------------------------------------------- determinism

@@ -158,6 +158,8 @@ class EvalArgs:
     """Episodes per policy."""
     seed: int = 0
     """Seed of the episodes."""
+    best: FlagCreatePairsOff[bool] = False
+    """Of a run directory, the policies with the best evaluations instead of the newest."""
     json: FlagCreatePairsOff[bool] = False
     """Print one JSON object instead of a sentence."""
 
@@ -166,7 +168,7 @@ def evaluate(args: EvalArgs) -> None:
     for name, low in (("episodes", 1), ("seed", 0)):
         if getattr(args, name) < low:
             raise ConfigError(f"--{name} must be at least {low}, got {getattr(args, name)}")
-    policies = {path.name: export.load_policy(path) for path in policy_files(args.run)}
+    policies = {path.name: export.load_policy(path) for path in policy_files(args.run, args.best)}
     env = args.env or next(iter(policies.values())).env
     results: dict[str, dict[str, np.ndarray]] = {}
     with explained_errors(env), working("compiling, then evaluating"):
@@ -179,10 +181,13 @@ def evaluate(args: EvalArgs) -> None:
         print_evaluation(env, args.seed, results)
 
 
-def policy_files(run: Path) -> list[Path]:
+def policy_files(run: Path, best: bool) -> list[Path]:
     """The policies of a run directory, in the order of their seeds, or the one file; `export.load_policy` judges them."""
-    found = run.glob("policy*.npz") if run.is_dir() else []
-    return sorted(found, key=lambda path: (len(path.name), path.name)) or [run]
+    found = run.glob("best*.npz" if best else "policy*.npz") if run.is_dir() else []
+    files = sorted(found, key=lambda path: (len(path.name), path.name))
+    if best and not files:
+        raise ConfigError(f"--best looks for best.npz or best_seed*.npz in a run directory; there is none at {run}")
+    return files or [run]
 
 
 def return_statistics(returns: np.ndarray, lengths: np.ndarray) -> dict[str, float]:

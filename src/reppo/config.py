@@ -65,6 +65,8 @@ class Config:
     """Entropy temperature at the start."""
     initial_beta: float = 0.01
     """KL multiplier at the start."""
+    min_beta: float = 0.0
+    """Beta never falls below it: a policy that hardly moves for a while keeps a constraint that works when it does."""
     learn_alpha: bool = True
     """Adapt alpha to the target entropy; otherwise it stays as it starts."""
     learn_beta: bool = True
@@ -193,7 +195,7 @@ class Config:
         for name in positive.split():
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("aux_weight", "min_std", "actor_output_scale"):
+        for name in ("aux_weight", "min_std", "min_beta", "actor_output_scale"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         self._check_counts()

@@ -296,6 +296,9 @@ def summary(telemetry: Telemetry, glyphs: Glyphs) -> Iterator[Text]:
         best = "" if telemetry.best_possible is None else f", best possible {short(telemetry.best_possible)}"
         entries.append(Cell("return", return_text(rows, glyphs), f" {over}{best}"))
         entries += [Cell(f"seed {row['seed']:.0f}", return_text([row], glyphs)) for row in rows if len(rows) > 1]
+        before = max((e for e in telemetry.evaluations if len(rows) == 1), key=lambda e: e[0]["eval/return"], default=rows)
+        if before is not rows:
+            entries.append(Cell("best", return_text(before, glyphs), f" at {before[0]['env_steps']:,.0f} steps"))
     for entry in [*entries, *files(telemetry.directory)]:
         yield Text("  ") + entry.text(10)
     if telemetry.directory is not None:
@@ -305,7 +308,8 @@ def summary(telemetry: Telemetry, glyphs: Glyphs) -> Iterator[Text]:
 
 def files(directory: Path | None) -> Iterator[Cell]:
     """The files that a user will want first, of those that are there."""
-    names = {"curve": "curve.png", "policy": "policy.npz", "policies": "policy_seed*.npz", "metrics": "metrics.csv"}
+    names = {"curve": "curve.png", "policy": "policy.npz", "policies": "policy_seed*.npz"}
+    names |= {"its best": "best.npz", "the best": "best_seed*.npz", "metrics": "metrics.csv"}
     for label, pattern in names.items():
         if directory is not None and any(directory.glob(pattern)):
             yield Cell(label, shown(directory / pattern))

@@ -42,3 +42,12 @@ def loss(duals: Duals, entropy: jax.Array, target_entropy: float, kl: jax.Array,
     entropy_gap = jax.lax.stop_gradient(entropy - target_entropy)
     kl_gap = jax.lax.stop_gradient(kl - kl_bound)
     return duals.alpha * entropy_gap - duals.beta * kl_gap
+
+
+def floored(duals: Duals, min_beta: float) -> Duals:
+    r"""The duals with $\beta \ge \beta_{min}$: the step of the dual ascent, projected.
+
+    While a policy moves by less than its bound, $\beta$ decays without end, and the gate's $\beta\,\mathrm{KL}$ is then no
+    constraint in the very iteration that needs it. Zero leaves the duals as they are, as in the paper.
+    """
+    return Duals(duals.log_alpha, jnp.maximum(duals.log_beta, math.log(min_beta) if min_beta > 0 else -jnp.inf))

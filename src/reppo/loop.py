@@ -241,14 +241,23 @@ class Run:
         return path
 
     def save_policies(self) -> list[Path]:
-        """Write every seed's policy into the run directory."""
+        """Write every seed's policy into the run directory, and once more where its evaluation is the seed's best."""
         if self.directory is None:
             return []
-        many = len(self.seeds) > 1
-        paths = [self.directory / (f"policy_seed{seed}.npz" if many else "policy.npz") for seed in self.seeds]
+        suffixes = [f"_seed{seed}" for seed in self.seeds] if len(self.seeds) > 1 else [""]
+        paths = [self.directory / f"policy{suffix}.npz" for suffix in suffixes]
         for k, path in enumerate(paths):
-            export.save_policy(path, jax.device_get(self.policy(k)), self.spec)
+            policy = jax.device_get(self.policy(k))
+            export.save_policy(path, policy, self.spec)
+            if best_evaluation(self.evaluations, self.seeds[k])["iteration"] == self.iteration:
+                export.save_policy(self.directory / f"best{suffixes[k]}.npz", policy, self.spec)
         return paths
+
+
+def best_evaluation(evaluations: Sequence[dict[str, float]], seed: int) -> dict[str, float]:
+    """The row of a seed's best evaluation, the first of several; that of its untrained policy counts for nothing."""
+    rows = [row for row in evaluations if row["seed"] == seed and row["iteration"] > 0]
+    return max(rows, key=lambda row: row["eval/return"])
 
 
 def memory() -> int | None:
@@ -683,13 +692,21 @@ def describe(run: Run) -> dict[str, Any]:
 
 def summary(run: Run, seconds: float) -> dict[str, Any]:
     """The contents of ``summary.json``: what came out, per seed."""
+    best = [best_evaluation(run.evaluations, seed) for seed in run.seeds]
     return {
         "env": run.spec.name,
         "env_steps": run.env_steps,
         "seconds": round(seconds, 2),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "seeds": [
-            {"seed": seed, "return_mean": float(r.mean()), "return_std": float(r.std()), "episodes": len(r)}
-            for seed, r in zip(run.seeds, run.returns, strict=True)
+            {
+                "seed": seed,
+                "return_mean": float(r.mean()),
+                "return_std": float(r.std()),
+                "episodes": len(r),
+                "best_return_mean": top["eval/return"],
+                "best_env_steps": int(top["env_steps"]),
+            }
+            for seed, r, top in zip(run.seeds, run.returns, best, strict=True)
         ],
     }

@@ -304,6 +304,7 @@ def minibatch_step(
     frozen = Duals(jnp.asarray(float(config.learn_alpha)), jnp.asarray(float(config.learn_beta)))
     dual_grads = jax.tree.map(jnp.multiply, dual_grads, frozen)
     new_duals, duals_opt, skipped_duals = apply_gradients(state.duals, dual_grads, state.duals_opt, dual)
+    new_duals = duals.floored(new_duals, config.min_beta)
 
     policy = eqx.tree_at(lambda policy: policy.actor, state.policy, actor)
     metrics = {

@@ -6,6 +6,7 @@ evaluations.csv   a row per seed and evaluation
 tensorboard/      the same, for TensorBoard
 checkpoints/      see `reppo.checkpoint`
 policy.npz        the newest evaluated policy, see `reppo.export`; policy_seed7.npz where there are several seeds
+best.npz          the one with the best evaluation of the run; best_seed7.npz
 curve.png         the learning curve
 summary.json      the outcome; written last, so that it marks a finished run
 """
