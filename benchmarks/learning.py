@@ -28,7 +28,7 @@ from typing import Any
 from reppo import provenance
 
 RESULTS = Path(__file__).parent.parent / "results"
-SEEDS = range(5, 10)  # never used for tuning, which was done on seeds 100 and above, and looked at 0 to 4
+SEEDS = range(10, 15)  # never used for tuning, which was done on seeds 100 and above, and looked at 0 to 9
 TASKS = (
     "playground:CartpoleBalance",
     "playground:PendulumSwingup",
@@ -99,7 +99,8 @@ def done(path: Path) -> set[tuple[str, str, str]]:
 def quickstart(table: Path) -> None:
     """Cold start of every seed, each with an empty compilation cache, then the first seed again with the cache."""
     finished = {row[1] for row in done(table)}
-    for seed in [seed for seed in SEEDS if str(seed) not in finished]:
+    # Seed 0 is what a user's first run has, so it is listed; it was looked at while the preset was chosen.
+    for seed in [seed for seed in (*SEEDS, 0) if str(seed) not in finished]:
         with tempfile.TemporaryDirectory() as cache:
             for start in ("cold", "cached") if seed == SEEDS[0] else ("cold",):
                 rows, _ = train(None, [], seed, Path(cache), start)
