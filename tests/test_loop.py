@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import subprocess
 import sys
 import time
@@ -311,20 +310,6 @@ def test_returns_of_training_are_those_of_whole_episodes() -> None:
     (row,) = iterated(started(dataclasses.replace(TINY, stagger_episodes=False)), 1).history
     assert row["episode/count"] == 0
     assert np.isnan(row["episode/return"])
-
-
-def test_every_metric_is_documented_and_every_documented_metric_exists(trained: Run, root: Path) -> None:
-    page = (root / "docs" / "metrics.md").read_text()
-    first_cells = re.findall(r"^\| (`[^|]+`) \|", page, re.MULTILINE)
-    documented = {name for cell in first_cells for name in re.findall(r"`([\w/]+)`", cell)}
-    assert documented == trained.history[0].keys() | trained.evaluations[0].keys()
-
-
-def test_the_options_page_is_that_of_the_code(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(root / "docs"))
-    import generate_options  # pyright: ignore[reportMissingImports]
-
-    assert generate_options.document() == (root / "docs" / "options.md").read_text(), "run `make options`"
 
 
 # ------------------------------------------------------------------------------------------- warnings
