@@ -581,7 +581,7 @@ def test_the_multipliers_move_against_their_gaps() -> None:
 def test_beta_does_not_fall_below_its_floor() -> None:
     batch = compiled_targets()(start(), ROLLOUT, KEY)
     config = dataclasses.replace(CONFIG, min_beta=0.25)  # above the 0.2 that it starts from
-    state, _ = jax.jit(lambda state, batch, key: minibatch_step(state, batch, key, config, A))(start(), batch, KEY)
+    state, _ = jax.jit(lambda state, batch, key: minibatch_step(state, batch, key, config, SPEC))(start(), batch, KEY)
     np.testing.assert_allclose(state.duals.beta, 0.25, rtol=1e-6)
     assert_identical(state.duals.log_alpha, first_step()[0].duals.log_alpha)
 
