@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import itertools
@@ -458,20 +459,23 @@ def test_a_write_that_fails_leaves_nothing_and_says_why(tmp_path: Path, monkeypa
     assert len(checkpoint.listing(tmp_path)) == 2
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_disk() -> Iterator[None]:
-    """No file may grow beyond 4 KiB, which is how a full disk looks to Orbax."""
+    """No file may grow beyond 4 KiB, which is how a full disk looks to Orbax. That holds for pytest's own output, too: no
+    test may end inside of it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("small_disk")
 def test_a_full_disk_under_orbax_is_one_line(tmp_path: Path) -> None:
     saver = checkpoint.Saver(tmp_path, keep=2, keep_best=True)
-    saver.save({"x": np.random.default_rng(0).random(100_000)}, progress(), RUN)
-    with pytest.raises(OSError, match="File too large") as raised:
-        saver.wait()
+    with small_disk():
+        saver.save({"x": np.random.default_rng(0).random(100_000)}, progress(), RUN)
+        with pytest.raises(OSError, match="File too large") as raised:
+            saver.wait()
     assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
