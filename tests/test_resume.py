@@ -91,7 +91,7 @@ def assert_same_run(run: Run, reference: Run) -> None:
     for seed in run.seeds:
         name = f"seed{seed}" if len(run.seeds) > 1 else "."
         assert events(ours / "tensorboard" / name) == events(theirs / "tensorboard" / name)
-    for path in theirs.glob("policy*.npz"):
+    for path in [*theirs.glob("policy*.npz"), *theirs.glob("best*.npz")]:
         with np.load(path) as expected, np.load(ours / path.name) as found:
             helpers.assert_identical(dict(found), dict(expected))
     outcomes = [json.loads((path / "summary.json").read_text()) for path in (ours, theirs)]

@@ -52,7 +52,7 @@ def test_a_table_that_exists_is_continued(tmp_path: Path) -> None:
 
 @given(st.floats(width=32, allow_nan=False))
 def test_a_number_reads_back_as_the_same_float32(value: float) -> None:
-    assert np.float32(float(sinks._number(value))) == np.float32(value)
+    assert np.float32(float(sinks.as_written(value))) == np.float32(value)
 
 
 def records(directory: Path) -> list[Any]:

@@ -64,7 +64,7 @@ class CsvSink:
         if event.kind not in self._tables:
             self._tables[event.kind] = self._open(event.kind, list(event.rows[0]))
         file, table = self._tables[event.kind]
-        table.writerows({name: _number(value) for name, value in row.items()} for row in event.rows)
+        table.writerows({name: as_written(value) for name, value in row.items()} for row in event.rows)
         file.flush()
 
     def _open(self, kind: str, columns: list[str]) -> tuple[TextIO, csv.DictWriter]:
@@ -91,7 +91,7 @@ class CsvSink:
             file.close()
 
 
-def _number(value: float) -> str:
+def as_written(value: float) -> str:
     """Shortest text that reads back as the same float32; whole numbers without a point; nothing for NaN."""
     if math.isnan(value):
         return ""
