@@ -19,7 +19,6 @@ from reppo.config import ConfigError
 from reppo.envs import value_ranges
 from reppo.envs.host import HostEnv, RawStep, Simulator
 from reppo.envs.spaces import Actions, Observations, read_actions
-from reppo.envs.spec import EnvSpec, suggest_keys
 from reppo.types import PyTree
 
 Array = npt.NDArray[Any]
@@ -116,24 +115,9 @@ class EnvPoolEnv(HostEnv):
         self.observations = Observations(self.name, observation_space)
         limit = int(spec.config.max_episode_steps)
         self.episode_length = limit
-        self.value_range = VALUE_RANGES.get(_envpool().registration.registry.specs[task][0])
-        self.max_return = float(limit) if self.value_range == value_ranges.DM_CONTROL else None
-
-    def spec(self) -> EnvSpec:
-        actor_keys, critic_keys = suggest_keys(self.observations.spec)
-        return EnvSpec(
-            name=self.name,
-            observation=self.observations.spec,
-            action_size=self.actions.size,
-            action_low=self.actions.low,
-            action_high=self.actions.high,
-            discrete=self.actions.discrete,
-            episode_length=self.episode_length,
-            value_range=self.value_range or value_ranges.of_gymnasium(self.task),
-            actor_keys=actor_keys,
-            critic_keys=critic_keys,
-            max_return=self.max_return,
-        )
+        suite = VALUE_RANGES.get(_envpool().registration.registry.specs[task][0])
+        self.value_range = suite or value_ranges.of_gymnasium(task)
+        self.max_return = float(limit) if suite == value_ranges.DM_CONTROL else None
 
     def simulator(self, num_envs: int, episode_length: int) -> Simulator:
         return Pool(self.task, self.observations, self.actions, num_envs, episode_length)

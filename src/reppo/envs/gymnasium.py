@@ -22,7 +22,6 @@ from reppo.config import ConfigError
 from reppo.envs import value_ranges
 from reppo.envs.host import Failure, HostEnv, RawStep, Simulator, where_rows
 from reppo.envs.spaces import Actions, Observations, read_actions
-from reppo.envs.spec import EnvSpec, suggest_keys
 from reppo.types import PyTree
 
 Array = npt.NDArray[Any]
@@ -203,21 +202,7 @@ class GymnasiumEnv(HostEnv):
         self.observations = Observations(name, observation_space)
         self.actions = read_actions(name, action_space)
         self.episode_length = episode_length
-
-    def spec(self) -> EnvSpec:
-        actor_keys, critic_keys = suggest_keys(self.observations.spec)
-        return EnvSpec(
-            name=self.made_from or self.name,
-            observation=self.observations.spec,
-            action_size=self.actions.size,
-            action_low=self.actions.low,
-            action_high=self.actions.high,
-            discrete=self.actions.discrete,
-            episode_length=self.episode_length,
-            value_range=value_ranges.of_gymnasium(self.name.rpartition(":")[2]),
-            actor_keys=actor_keys,
-            critic_keys=critic_keys,
-        )
+        self.value_range = value_ranges.of_gymnasium(name.rpartition(":")[2])
 
 
 class SingleEnv(GymnasiumEnv):

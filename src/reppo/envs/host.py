@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from reppo.config import ConfigError
 from reppo.envs.autoreset import LARGEST
-from reppo.envs.spaces import WrongObservation
-from reppo.envs.spec import EnvSpec
+from reppo.envs.spaces import Actions, Observations, WrongObservation
+from reppo.envs.spec import EnvSpec, suggest_keys
 from reppo.types import PyTree, TimeStep
 
 Array = npt.NDArray[Any]
@@ -78,17 +78,34 @@ class Simulator(abc.ABC):
 
 
 class HostEnv(abc.ABC):
-    """An environment that runs on the host: its `EnvSpec`, and as many running copies as are asked for."""
+    """An environment that runs on the host: what it is, and as many running copies as are asked for."""
 
     name: str
+    observations: Observations
+    actions: Actions
     episode_length: int | None  #: its own time limit in steps, or None
+    value_range: tuple[float, float] | None = None  #: of discounted returns, where it is known
+    max_return: float | None = None  #: the best possible episode return, where it is known
     made_from: str | None = None  #: the name that makes this environment again, where it came from a file or a module
     one_only: bool = False  #: whether there is one simulator, which training and evaluation must share
     fixed_num_envs: int | None = None  #: the only ``N`` that it can have, or None
 
-    @abc.abstractmethod
     def spec(self) -> EnvSpec:
         """Its `EnvSpec`."""
+        actor_keys, critic_keys = suggest_keys(self.observations.spec)
+        return EnvSpec(
+            name=self.made_from or self.name,
+            observation=self.observations.spec,
+            action_size=self.actions.size,
+            action_low=self.actions.low,
+            action_high=self.actions.high,
+            discrete=self.actions.discrete,
+            episode_length=self.episode_length,
+            value_range=self.value_range,
+            actor_keys=actor_keys,
+            critic_keys=critic_keys,
+            max_return=self.max_return,
+        )
 
     @abc.abstractmethod
     def simulator(self, num_envs: int, episode_length: int) -> Simulator:
