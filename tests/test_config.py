@@ -105,6 +105,7 @@ def test_a_run_has_as_many_iterations_as_reach_its_steps() -> None:
         ({"aux_weight": -1.0}, "aux_weight must not be negative"),
         ({"min_std": -0.1}, "min_std must not be negative"),
         ({"episode_length": 0}, "episode_length must be positive, got 0"),
+        ({"min_beta": 0.02}, "initial_beta (0.01) must not be below min_beta (0.02)"),
         ({"critic_layers": 1}, "critic_layers must be at least 2, got 1"),
         ({"critic_layers": 10**9}, "critic_layers must be at most 100, got 1,000,000,000"),
         ({"num_envs": 10**12}, "num_envs must be at most 2,147,483,647, got 1,000,000,000,000"),

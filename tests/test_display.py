@@ -183,9 +183,17 @@ def test_a_log_has_a_line_for_everything_that_happened(telemetry: Telemetry) -> 
     assert "  return    40.00 ± 2.00  over 8 greedy episodes, best possible 50" in lines
 
 
-@pytest.mark.parametrize(("returns", "best"), [((7.0, 5.0), ["  best      7.00 ± 1.00  at 64 steps"]), ((5.0, 7.0), [])])
+@pytest.mark.parametrize(
+    ("returns", "best"),  # the first is that of the untrained policy, which has no file
+    [
+        ((1.0, 7.0, 5.0), ["  best      7.00 ± 1.00  at 64 steps"]),
+        ((1.0, 5.0, 7.0), []),
+        ((9.0, 5.0, 7.0), []),
+        ((9.0,), []),
+    ],
+)
 def test_a_run_that_was_better_before_says_so(telemetry: Telemetry, returns: Sequence[float], best: list[str]) -> None:
-    events = [Event("evaluations", [evaluation(iteration, mean)]) for iteration, mean in enumerate(returns, 1)]
+    events = [Event("evaluations", [evaluation(iteration, mean)]) for iteration, mean in enumerate(returns)]
     lines = printed(PlainDisplay, telemetry, *events).splitlines()
     assert [line for line in lines if line.startswith("  best ")] == best
 

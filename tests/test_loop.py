@@ -25,6 +25,7 @@ from reppo.config import Config, ConfigError
 from reppo.envs.probes import TargetReach
 from reppo.loop import Clock, Run, evaluation_due
 from reppo.plot import read_rows
+from reppo.sinks import best_evaluation
 
 TASK = "probe:TargetReach"
 
@@ -67,7 +68,7 @@ def test_the_best_policy_is_kept_beside_the_newest(tmp_path: Path) -> None:
             files.append((tmp_path / "policy.npz").read_bytes())
     assert (tmp_path / "best.npz").read_bytes() == files[1]
     assert len(set(files)) == 4
-    assert loop.best_evaluation(run.evaluations, 3)["env_steps"] == 128.0
+    assert best_evaluation(run.evaluations, 3)["env_steps"] == 128.0
 
 
 # ------------------------------------------------------------------------------------------- determinism

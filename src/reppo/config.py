@@ -221,8 +221,8 @@ class Config:
             raise ConfigError("action_low and action_high belong together: set both, or neither")
         if self.action_low is not None and self.action_high is not None and not self.action_low < self.action_high:
             raise ConfigError(f"action_low must be below action_high, got [{self.action_low}, {self.action_high}]")
-        if self.episode_length is not None and self.episode_length < 1:
-            raise ConfigError(f"episode_length must be positive, got {self.episode_length}")
+        if self.initial_beta < self.min_beta:
+            raise ConfigError(f"initial_beta ({self.initial_beta:g}) must not be below min_beta ({self.min_beta:g})")
 
     def _check_counts(self) -> None:
         """Refuse counts that no run can have, before anything is allocated or looped over for them."""

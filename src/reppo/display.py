@@ -26,7 +26,7 @@ from rich.text import Text
 from reppo import run_directory
 from reppo.config import PRESETS
 from reppo.plot import Curve, read_rows, short, spread, text_chart
-from reppo.sinks import Event, Rows
+from reppo.sinks import Event, Rows, best_evaluation
 
 FRAMES_PER_SECOND = 4
 MAX_WIDTH = 100  #: of the panel: a longer line is hard to read
@@ -293,12 +293,13 @@ def summary(telemetry: Telemetry, glyphs: Glyphs) -> Iterator[Text]:
     if telemetry.evaluations:
         rows = telemetry.evaluations[-1]
         over = f"mean of {len(rows)} seeds" if len(rows) > 1 else f"over {rows[0]['eval/episodes']:.0f} greedy episodes"
-        best = "" if telemetry.best_possible is None else f", best possible {short(telemetry.best_possible)}"
-        entries.append(Cell("return", return_text(rows, glyphs), f" {over}{best}"))
+        most = "" if telemetry.best_possible is None else f", best possible {short(telemetry.best_possible)}"
+        entries.append(Cell("return", return_text(rows, glyphs), f" {over}{most}"))
         entries += [Cell(f"seed {row['seed']:.0f}", return_text([row], glyphs)) for row in rows if len(rows) > 1]
-        before = max((e for e in telemetry.evaluations if len(rows) == 1), key=lambda e: e[0]["eval/return"], default=rows)
-        if before is not rows:
-            entries.append(Cell("best", return_text(before, glyphs), f" at {before[0]['env_steps']:,.0f} steps"))
+        trained = [row for event in telemetry.evaluations for row in event if row["iteration"] > 0]
+        best = best_evaluation(trained, int(rows[0]["seed"])) if len(rows) == 1 and trained else rows[0]
+        if best["iteration"] != rows[0]["iteration"]:
+            entries.append(Cell("best", return_text([best], glyphs), f" at {best['env_steps']:,.0f} steps"))
     for entry in [*entries, *files(telemetry.directory)]:
         yield Text("  ") + entry.text(10)
     if telemetry.directory is not None:

@@ -33,7 +33,7 @@ from reppo.interrupt import Interrupt, Stopped
 from reppo.plot import plot_run, read_rows
 from reppo.provenance import provenance
 from reppo.reppo import STEPS_PER_MINIBATCH, make_learner, target_entropy
-from reppo.sinks import CsvSink, Event, Sink, TensorBoardSink, as_written
+from reppo.sinks import CsvSink, Event, Sink, TensorBoardSink, best_evaluation
 from reppo.types import PyTree
 
 CLIPPED_WARNING = 0.05  #: share of targets outside the value support above which the user is told, once
@@ -252,16 +252,6 @@ class Run:
             if best_evaluation(self.evaluations, self.seeds[k])["iteration"] == self.iteration:
                 export.save_policy(self.directory / f"best{suffixes[k]}.npz", policy, self.spec)
         return paths
-
-
-def best_evaluation(evaluations: Sequence[dict[str, float]], seed: int) -> dict[str, float]:
-    """The row of a seed's best evaluation, the first of several; that of its untrained policy counts for nothing.
-
-    Returns count with the digits of the table, which are all that a resumed run knows of its past.
-    """
-    rows = [row for row in evaluations if row["seed"] == seed and row["iteration"] > 0]
-    best = max(rows, key=lambda row: float(as_written(row["eval/return"])))
-    return {**best, "eval/return": float(as_written(best["eval/return"]))}
 
 
 def memory() -> int | None:

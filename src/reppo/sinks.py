@@ -98,6 +98,16 @@ def as_written(value: float) -> str:
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else f"{value:.9g}"
 
 
+def best_evaluation(evaluations: Sequence[dict[str, float]], seed: int) -> dict[str, float]:
+    """The row of a seed's best evaluation, the first of several; that of its untrained policy counts for nothing.
+
+    Returns count with the digits of the table, which are all that a resumed run knows of its past.
+    """
+    rows = [row for row in evaluations if row["seed"] == seed and row["iteration"] > 0]
+    best = max(rows, key=lambda row: float(as_written(row["eval/return"])))
+    return {**best, "eval/return": float(as_written(best["eval/return"]))}
+
+
 class TensorBoardSink:
     """TensorBoard event files, one TensorBoard run per seed; each process of a run adds a file."""
 
