@@ -202,8 +202,7 @@ def test_an_evaluation_counts_the_episodes_that_break(started: Started) -> None:
     collector, programs = started.collector, started.collector.programs
 
     def begin_broken(first: First) -> Any:
-        episodes = programs.begin_evaluation(first)
-        return eqx.tree_at(lambda e: e.env, episodes, planted(episodes.env, "obs", "nan", 7, [3]))
+        return planted(programs.begin_evaluation(first), "obs", "nan", 7, [3])
 
     collector.programs = dataclasses.replace(programs, begin_evaluation=begin_broken)
     before = helpers.leaves(started.tree)

@@ -16,12 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reppo import evaluate
 from reppo.config import Config, ConfigError
 from reppo.envs.autoreset import LARGEST, AutoReset, First
 from reppo.envs.base import Env
 from reppo.envs.spec import EnvSpec
-from reppo.evaluate import Episodes
+from reppo.evaluate import FirstEpisodes
 from reppo.interrupt import Interrupt
 from reppo.rollout import Fault, rollout
 from reppo.types import Learner, Metrics, PyTree, Rollout
@@ -126,34 +125,34 @@ class Programs:
     begin: Callable[..., PyTree]
     refresh: Callable[..., tuple[PyTree, jax.Array]]
     rollout: Callable[..., tuple[PyTree, Rollout, Metrics, Fault]]
-    begin_evaluation: Callable[..., Episodes]
-    evaluate: Callable[..., Episodes]
+    begin_evaluation: Callable[..., PyTree]
+    evaluate: Callable[..., tuple[PyTree, Rollout, Metrics, Fault]]  #: `rollout`, where it is of as many environments
 
 
 def make_programs(env: AutoReset, eval_env: AutoReset, learner: Learner, config: Config, num_seeds: int) -> Programs:
     """The programs; each compiles at its first call."""
 
-    def act(state: PyTree, env_state: PyTree, key: jax.Array) -> Any:
-        return rollout(env, learner, learner.policy(state), env_state, key, config.num_steps)
+    def roll_out(env: AutoReset) -> Callable[..., Any]:
+        def act(state: PyTree, env_state: PyTree, key: jax.Array, greedy: jax.Array) -> Any:
+            return rollout(env, learner, learner.policy(state), env_state, key, config.num_steps, greedy)
+
+        return compile_over_seeds(act, num_seeds, [0, 0, 0, None], donate=(1,))
 
     def begin(first: First, key: jax.Array) -> PyTree:
         return env.begin(first, key if config.stagger_episodes else None)
 
-    def begin_evaluation(first: First) -> Episodes:
+    def begin_evaluation(first: First) -> PyTree:
         # Drawn by the program that draws the training's first states: to compile another one takes longer.
-        return evaluate.begin(eval_env, jax.tree.map(lambda x: x[: eval_env.num_envs], first))
+        return eval_env.begin(jax.tree.map(lambda x: x[: eval_env.num_envs], first))
 
-    def advance(state: PyTree, episodes: Episodes, key: jax.Array) -> Episodes:
-        policy = learner.policy(state)
-        return evaluate.advance(eval_env, lambda obs: learner.act(policy, obs, key, True)[0], episodes, key)
-
+    training = roll_out(env)
     return Programs(
         first=compile_over_seeds(env.first, num_seeds, [0]),
         begin=compile_over_seeds(begin, num_seeds, [0, 0]),
         refresh=compile_over_seeds(env.refresh, num_seeds, [0, 0], donate=(0,)),
-        rollout=compile_over_seeds(act, num_seeds, [0, 0, 0], donate=(1,)),
+        rollout=training,
         begin_evaluation=compile_over_seeds(begin_evaluation, num_seeds, [0]),
-        evaluate=compile_over_seeds(advance, num_seeds, [0, 0, 0], donate=(1,)),
+        evaluate=training if eval_env.num_envs == env.num_envs else roll_out(eval_env),
     )
 
 
@@ -190,7 +189,7 @@ class JaxCollector:
 
     def collect(self, state: PyTree, iteration: int) -> Collected:
         key = self.keys(Stream.ITERATION, iteration, 0)
-        self.env_state, rows, episodes, fault = self.programs.rollout(state, self.env_state, key)
+        self.env_state, rows, episodes, fault = self.programs.rollout(state, self.env_state, key, False)
         invalid_resets = np.zeros(self.num_seeds)
         if (iteration + 1) % self.refresh_period == 0:
             first = self.programs.first(self.keys(Stream.FIRST, iteration + 1))
@@ -208,13 +207,18 @@ class JaxCollector:
 
     def _evaluate_batch(self, state: PyTree, batch: int, seed: int, interrupt: Interrupt | None) -> Evaluation | None:
         """The first episode of every evaluation environment."""
-        episodes = self.programs.begin_evaluation(self.programs.first(self.keys(Stream.EVALUATION, seed, batch, 0)))
+        env_state = self.programs.begin_evaluation(self.programs.first(self.keys(Stream.EVALUATION, seed, batch, 0)))
+        episodes = FirstEpisodes((self.num_seeds, self.eval_env.num_envs))
         for part in itertools.count(1):
             if interrupt is not None and interrupt.requested:
                 return None
-            episodes = self.programs.evaluate(state, episodes, self.keys(Stream.EVALUATION, seed, batch, part))
-            if not np.asarray(episodes.running).any():
-                return Evaluation(*(np.asarray(x) for x in (episodes.returns, episodes.lengths, episodes.broken)))
+            key = self.keys(Stream.EVALUATION, seed, batch, part)
+            env_state, rows, _, _ = self.programs.evaluate(state, env_state, key, True)
+            reward, over, valid = jax.device_get((rows.reward, rows.terminated | rows.truncated, rows.valid))
+            for t in range(self.config.num_steps):
+                episodes.add(reward[:, t], over[:, t], ~valid[:, t])
+            if not episodes.running.any():
+                return Evaluation(episodes.returns, episodes.lengths, episodes.broken)
         raise AssertionError("unreachable")
 
     def close(self) -> None:

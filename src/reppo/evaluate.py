@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from reppo import envs
 from reppo.config import ConfigError
-from reppo.envs.autoreset import AutoReset, First
+from reppo.envs.autoreset import AutoReset
 from reppo.envs.host import HostVectorEnv
 from reppo.envs.spec import EnvSpec
 from reppo.export import SavedPolicy
@@ -22,49 +21,20 @@ from reppo.interrupt import Interrupt
 from reppo.types import PyTree
 
 MAX_PARALLEL = 128  #: environments in which `evaluate_policy` steps at once
-CHUNK = 100  #: steps between two looks of Python at an evaluation: to stop it, or to see that it is over
+CHUNK = 100  #: steps between two looks of Python at an evaluation, to see whether it is over
 
 
-class Episodes(eqx.Module):
-    """The first episodes of ``N`` environments, under way; leaves ``[N, ...]``."""
-
-    env: Any  #: `AutoResetState`
-    returns: jax.Array  #: reward so far
-    lengths: jax.Array  #: steps so far
-    running: jax.Array  #: whether the first episode still runs
-    broken: jax.Array  #: whether numbers that were not finite ended it early
-
-
-def begin(env: AutoReset, first: First) -> Episodes:
-    """First episodes, none of which has made a step."""
-    n = env.num_envs
-    return Episodes(env.begin(first), jnp.zeros(n), jnp.zeros(n, jnp.int32), jnp.ones(n, bool), jnp.zeros(n, bool))
-
-
-def advance(env: AutoReset, action_of: Callable[[PyTree], jax.Array], episodes: Episodes, key: jax.Array) -> Episodes:
-    """Up to `CHUNK` steps under ``action_of(obs)``, fewer where all episodes end before.
+class FirstEpisodes:
+    """The first episode of every environment, as its steps come; arrays of any shape ``[..., N]``.
 
     A row that is not valid (the simulator returned a non-finite number) ends its episode with the return so far.
     """
 
-    def step(now: Episodes, key: jax.Array) -> tuple[Episodes, None]:
-        env_state, timestep = env.step(now.env, action_of(now.env.obs), key)
-        over = timestep.terminated | timestep.truncated | ~timestep.valid
-        returns = now.returns + jnp.where(now.running, timestep.reward, 0.0)
-        broken = now.broken | (now.running & ~timestep.valid)
-        return Episodes(env_state, returns, now.lengths + now.running, now.running & ~over, broken), None
-
-    return jax.lax.scan(step, episodes, jax.random.split(key, CHUNK))[0]
-
-
-class FirstEpisodes:
-    """The same count in NumPy, for environments on the host; arrays ``[N]``."""
-
-    def __init__(self, num_envs: int):
-        self.returns = np.zeros(num_envs)
-        self.lengths = np.zeros(num_envs, int)
-        self.running = np.ones(num_envs, bool)
-        self.broken = np.zeros(num_envs, bool)
+    def __init__(self, shape: tuple[int, ...]):
+        self.returns = np.zeros(shape)
+        self.lengths = np.zeros(shape, int)
+        self.running = np.ones(shape, bool)  #: whether the first episode still runs
+        self.broken = np.zeros(shape, bool)  #: whether numbers that were not finite ended it early
 
     def add(self, reward: np.ndarray, over: np.ndarray, broken: np.ndarray) -> None:
         """One step of every environment, whether it was an episode's last, and whether that is for its numbers."""
@@ -83,7 +53,7 @@ def first_episodes(
     None where ``interrupt`` asked to stop.
     """
     obs = env.reset(seed)
-    episodes = FirstEpisodes(env.num_envs)
+    episodes = FirstEpisodes((env.num_envs,))
     for _ in range(env.spec.time_limit):
         if interrupt is not None and interrupt.requested:
             return None
@@ -130,18 +100,29 @@ def _in_jax(policy: SavedPolicy, env: Any, spec: EnvSpec, num_envs: int, number:
     vector_env = AutoReset(env, num_envs, spec.time_limit, (spec.action_low, spec.action_high))
 
     @jax.jit
-    def episodes(key: jax.Array) -> Episodes:
+    def start(key: jax.Array) -> Any:
+        return vector_env.begin(vector_env.first(key))
+
+    @jax.jit
+    def steps(env_state: Any, key: jax.Array) -> tuple[Any, Any]:
+        def step(env_state: Any, key: jax.Array) -> tuple[Any, Any]:
+            env_state, timestep = vector_env.step(env_state, policy.greedy(env_state.obs), key)
+            return env_state, (timestep.reward, timestep.terminated | timestep.truncated, ~timestep.valid)
+
+        return jax.lax.scan(step, env_state, jax.random.split(key, CHUNK))
+
+    batches = []
+    for key in jax.random.split(jax.random.key(seed), number):
         key_first, key_steps = jax.random.split(key)
-        start = (jnp.array(0), begin(vector_env, vector_env.first(key_first)))
-
-        def chunk(carry: tuple[jax.Array, Episodes]) -> tuple[jax.Array, Episodes]:
-            i, now = carry
-            return i + 1, advance(vector_env, policy.greedy, now, jax.random.fold_in(key_steps, i))
-
-        return jax.lax.while_loop(lambda carry: carry[1].running.any(), chunk, start)[1]
-
-    batches = [jax.device_get(episodes(key)) for key in jax.random.split(jax.random.key(seed), number)]
-    return [(batch.returns, batch.lengths) for batch in batches]
+        env_state, episodes = start(key_first), FirstEpisodes((num_envs,))
+        for part in itertools.count():
+            env_state, seen = steps(env_state, jax.random.fold_in(key_steps, part))
+            for row in zip(*jax.device_get(seen), strict=True):
+                episodes.add(*row)
+            if not episodes.running.any():
+                break
+        batches.append((episodes.returns, episodes.lengths))
+    return batches
 
 
 def _on_host(policy: SavedPolicy, env: Any, spec: EnvSpec, num_envs: int, number: int, seed: int) -> list[tuple[Any, Any]]:

@@ -415,11 +415,11 @@ def init(key: jax.Array, config: Config, spec: EnvSpec) -> TrainState:
     )
 
 
-def act(policy: Policy, obs: PyTree, key: jax.Array, greedy: bool) -> tuple[jax.Array, jax.Array]:
+def act(policy: Policy, obs: PyTree, key: jax.Array, greedy: bool | jax.Array) -> tuple[jax.Array, jax.Array]:
     """Action and the sample behind it: ``[N, A]`` each, in [-1, 1] and before the tanh; or twice a discrete action's index
     ``[N]``. A draw from the policy, or its mode where ``greedy``."""
     distribution = policy(obs)
-    sample = distribution.greedy() if greedy else distribution.sample(key)
+    sample = jnp.where(greedy, distribution.greedy(), distribution.sample(key))
     return distribution.action(sample), sample
 
 

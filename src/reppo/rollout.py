@@ -23,9 +23,15 @@ class Fault(eqx.Module):
 
 
 def rollout(
-    env: AutoReset, learner: Learner, policy: PyTree, env_state: Any, key: jax.Array, num_steps: int
+    env: AutoReset,
+    learner: Learner,
+    policy: PyTree,
+    env_state: Any,
+    key: jax.Array,
+    num_steps: int,
+    greedy: bool | jax.Array = False,
 ) -> tuple[Any, Rollout, dict[str, jax.Array], Fault]:
-    """Step the environments ``num_steps`` times.
+    """Step the environments ``num_steps`` times, with draws from the policy or with its ``greedy`` actions.
 
     Returns the environments' state, the rollout, episode statistics ``[T, N]``, and the first fault.
     """
@@ -34,7 +40,7 @@ def rollout(
         before, fault = carry
         key_act, key_env = jax.random.split(key)
         obs = before.obs
-        action, sample = learner.act(policy, obs, key_act, False)
+        action, sample = learner.act(policy, obs, key_act, greedy)
         after, timestep = env.step(before, action, key_env)
         fault = first_fault(fault, timestep.valid, before.env, action, key_env)
         row = Rollout(

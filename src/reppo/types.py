@@ -56,5 +56,5 @@ class Learner(NamedTuple):
     init: Callable[[jax.Array], PyTree]  #: key -> state
     policy: Callable[[PyTree], PyTree]  #: state -> the small pytree that acting, evaluation and export need
     #: (policy, obs, key, greedy) -> (action in [-1, 1] or index, the sample behind it)
-    act: Callable[[PyTree, PyTree, jax.Array, bool], tuple[jax.Array, jax.Array]]
+    act: Callable[[PyTree, PyTree, jax.Array, bool | jax.Array], tuple[jax.Array, jax.Array]]
     update: Callable[[PyTree, Rollout, jax.Array], tuple[PyTree, Metrics]]
