@@ -100,6 +100,12 @@ def test_maths_imports_maths_alone(name: str) -> None:
         assert allowed, f"{name}.py:{line} imports {module}"
 
 
+def test_the_statistics_are_numpy_alone() -> None:
+    for module, line in imports(MODULES["bench/statistics"]):
+        allowed = root(module) == "numpy" or root(module) in {"__future__", "collections", "typing"}
+        assert allowed, f"bench/statistics.py:{line} imports {module}"
+
+
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_simulators_are_imported_in_envs_alone(name: str) -> None:
     if name.startswith("envs/"):

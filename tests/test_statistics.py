@@ -49,14 +49,17 @@ def test_tasks_weigh_alike_however_many_runs_they_have() -> None:
     scores = tasks([0.0], [1.0] * 99)
     assert statistics.mean(scores) == 0.5  # not 0.99
     assert statistics.performance_profile(scores, np.array([0.5])) == pytest.approx([0.5])
-    # The one run of the first task has half of all weight: from 0 to 0.5, so a quarter of all weight is kept of it.
-    assert statistics.iqm(scores) == pytest.approx(0.5 * 0 / 1 + (25 / 198) / (0.5 + 25 / 198), abs=0.01)
+    assert statistics.iqm(scores) == pytest.approx(0.5)
 
 
-def test_a_run_is_left_out_where_all_of_its_weight_is_in_an_outer_quarter() -> None:
-    # Weights 1/4, 1/4 and 1/6 each, sorted: 1 (to 1/4: out), 2 (to 1/2), 3 (to 2/3), 4 (to 5/6), 5 (from 5/6: out).
+def test_a_quartile_divides_a_run_where_numbers_are_unequal() -> None:
+    # Weights 1/4, 1/4 and 1/6 each, sorted: 1 (to 1/4: out), 2 (to 1/2), 3 (to 2/3), 4 (to 5/6: half of it), 5 (out).
     scores = tasks([1.0, 2.0], [3.0, 4.0, 5.0])
-    assert statistics.iqm(scores) == pytest.approx((2 / 4 + 3 / 6 + 4 / 6) / (1 / 4 + 1 / 6 + 1 / 6))
+    assert statistics.iqm(scores) == pytest.approx((2 / 4 + 3 / 6 + 4 / 12) / (1 / 2))
+
+
+def test_a_quartile_divides_no_run_where_numbers_are_equal() -> None:
+    assert statistics.iqm(tasks([0.0, 1.0, 2.0], [4.0, 8.0, 90.0])) == pytest.approx((1 + 2 + 4 + 8) / 4)  # of six
 
 
 def test_an_outlier_moves_the_mean_and_not_the_iqm() -> None:

@@ -91,19 +91,23 @@ def median(scores: Scores) -> Array:
 
 
 def iqm(scores: Scores) -> Array:
-    r"""Interquartile mean over all runs of all tasks, ``[...]``: the mean without the lowest and the highest quarter.
+    r"""Interquartile mean over all runs of all tasks, ``[...]``: the mean of the middle half of all weight,
 
-    Runs are sorted, and one is left out where its weight lies wholly in the lowest or in the highest quarter of all weight;
-    one that a quartile divides is kept. With equal numbers of runs this is ``scipy.stats.trim_mean(x, 0.25)``, which
-    rliable uses: ``floor(K / 4)`` of the ``K`` runs are left out at either end.
+    $$ \mathrm{IQM} = 2 \int_{1/4}^{3/4} F^{-1}(p)\, dp $$
+
+    with the weighted quantiles $F^{-1}$. Where tasks have equal numbers of runs, a run that a quartile divides counts whole:
+    ``floor(K / 4)`` of the ``K`` runs are left out at either end, as by ``scipy.stats.trim_mean(x, 0.25)`` in rliable. Where
+    they have not, such a run counts with its weight inside: one with much weight would otherwise drag the mean to itself.
     """
-    runs = pooled(scores)
-    weight = np.broadcast_to(weights(scores), runs.shape)
+    arrays = check(scores)
+    runs = pooled(arrays)
+    weight = np.broadcast_to(weights(arrays), runs.shape)
     order = np.argsort(runs, axis=-1, kind="stable")
     runs, weight = (np.take_along_axis(x, order, axis=-1) for x in (runs, weight))
     after = np.cumsum(weight, axis=-1)
-    rounding = 1e-9  # of the sum, so that a run that ends exactly at a quartile counts as ending there
-    kept = weight * ((after > 0.25 + rounding) & (after - weight < 0.75 - rounding))
+    inside = np.minimum(after, 0.75) - np.maximum(after - weight, 0.25)
+    inside = np.where(inside > 1e-9, inside, 0.0)  # a run that ends at a quartile, but for rounding, is outside
+    kept = np.where(inside > 0, weight, 0.0) if len({task.shape[-1] for task in arrays}) == 1 else inside
     return np.sum(kept * runs, axis=-1) / np.sum(kept, axis=-1)
 
 
