@@ -78,7 +78,7 @@ def measure(name: str, repetitions: int) -> dict[str, Any]:
         def roll() -> Any:
             # The environment state's buffers are donated: start from a copy, and time the copy with it.
             state = jax.tree.map(jnp.copy, collector.env_state)
-            return collector.programs.rollout(run.state, state, run.key(0))
+            return collector.programs.rollout(run.state, state, run.key(0), False)
 
         _, rows, _, _ = roll()
         jax.block_until_ready(rows)

@@ -108,6 +108,7 @@ def test_a_run_has_as_many_iterations_as_reach_its_steps() -> None:
         ({"min_beta": 0.02}, "initial_beta (0.01) must not be below min_beta (0.02)"),
         ({"critic_layers": 1}, "critic_layers must be at least 2, got 1"),
         ({"critic_layers": 10**9}, "critic_layers must be at most 100, got 1,000,000,000"),
+        ({"target_samples": 2**31 - 1}, "target_samples must be at most 10,000, got 2,147,483,647"),
         ({"num_envs": 10**12}, "num_envs must be at most 2,147,483,647, got 1,000,000,000,000"),
         ({"episode_length": 2**31}, "episode_length must be at most 2,147,483,647, got 2,147,483,648"),
         ({"num_epochs": 10**400}, "num_epochs must be at most 2,147,483,647, got about 10**400"),

@@ -16,6 +16,7 @@ Precision = Literal["highest", "high", "default"]
 
 LARGEST_COUNT = 2**31 - 1  #: of anything that a device counts: its integers have 32 bits
 MOST_LAYERS = 100
+MOST_SAMPLES = 10_000  #: of one expectation; the paper takes 64, and each is an evaluation of the critic at every state
 
 
 class ConfigError(ValueError):
@@ -228,7 +229,8 @@ class Config:
         """Refuse counts that no run can have, before anything is allocated or looped over for them."""
         # Evaluations are a matter of the host, which counts further; the steps of a run are counted in iterations.
         for name, hint in get_type_hints(type(self)).items():
-            value, most = getattr(self, name), MOST_LAYERS if name.endswith("_layers") else LARGEST_COUNT
+            value, kind = getattr(self, name), name.rpartition("_")[2]
+            most = {"layers": MOST_LAYERS, "samples": MOST_SAMPLES}.get(kind, LARGEST_COUNT)
             counted = hint in (int, int | None) and name not in ("total_steps", "num_evals")
             if counted and value is not None and value > most:
                 raise ConfigError(f"{name} must be at most {most:,}, got {shown_count(value)}")
