@@ -3,7 +3,8 @@
     python benchmarks/throughput.py --out results/throughput.csv
 
 Each configuration runs in a process of its own, so that its peak memory is its own. ``update`` is the whole update, the
-targets included; ``iteration`` is rollout and update together. Times are medians over the repetitions.
+targets included; ``iteration`` is rollout and update together. Times are medians over the repetitions. Rows are added to the
+table, with the day and hour: on a shared machine the same configuration is worth measuring more than once.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ def measure(name: str, repetitions: int) -> dict[str, Any]:
         time_update = seconds(lambda: update(state, rows, key), repetitions)
     batch = config.batch_size
     return {
+        "measured": time.strftime("%Y-%m-%d %H:%M"),
         "config": name,
         "env": env_name,
         "num_envs": config.num_envs,
@@ -120,6 +122,17 @@ def measure(name: str, repetitions: int) -> dict[str, Any]:
     }
 
 
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add a row to a table, with a header where it is new, and say beside it what it was measured on."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        table = csv.DictWriter(file, list(row))
+        if new:
+            table.writeheader()
+        table.writerow(row)
+    path.with_suffix(".json").write_text(json.dumps(provenance.provenance(), indent=2) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", choices=CONFIGS, nargs="*", default=list(CONFIGS))
@@ -130,18 +143,13 @@ def main() -> None:
     if args.one:
         print(json.dumps(measure(args.one, args.repetitions)))
         return
-    rows = []
     for name in args.config:
         command = [sys.executable, __file__, "--one", name, "--repetitions", str(args.repetitions)]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        rows.append(json.loads(output.splitlines()[-1]))
-        print(rows[-1], flush=True)
-    if args.out:
-        with open(args.out, "w", newline="") as file:
-            table = csv.DictWriter(file, list(rows[0]))
-            table.writeheader()
-            table.writerows(rows)
-        args.out.with_suffix(".json").write_text(json.dumps(provenance.provenance(), indent=2) + "\n")
+        row = json.loads(output.splitlines()[-1])
+        print(row, flush=True)
+        if args.out:
+            append(args.out, row)
 
 
 if __name__ == "__main__":

@@ -115,8 +115,9 @@ def throughput() -> str:
         ratio = f"{int(row['iteration_steps_per_s']) / official:.2f} x {official}" if official else "-"
         speeds = [f"{int(row[f'{stage}_steps_per_s']):,}" for stage in ("rollout", "targets", "update", "iteration")]
         compiling = " + ".join(row[f"compile_{stage}_s"] for stage in ("first", "rollout", "update"))
-        lines.append([f"`{row['config']}`", *speeds, ratio, compiling, row["peak_host_mb"]])
-    header = ["configuration", "rollout", "targets", "update", "iteration", "of the official code", "compile, s", "peak MB"]
+        lines.append([f"`{row['config']}`", row["measured"][-5:], *speeds, ratio, compiling, row["peak_host_mb"]])
+    stages = ["rollout", "targets", "update", "iteration"]
+    header = ["configuration", "at", *stages, "of the official code", "compile, s", "peak MB"]
     return table(header, lines)
 
 
@@ -201,6 +202,7 @@ def samples_section() -> str:
 
 
 def throughput_section() -> str:
+    cheetah = next(row for row in read("throughput.csv") if row["config"] == "cpu-cheetah")
     return f"""\
 ## Where the time goes
 
@@ -208,7 +210,8 @@ def throughput_section() -> str:
 
 Environment steps per second of each stage; `update` contains the targets, and `iteration` is rollout and update together.
 Machine: {hardware("throughput.json")}. "Of the official code" compares with its figure at the same batch, epochs, width
-and S, measured on a machine of this kind in another window: differences under 25 % are noise.
+and S, measured on a machine of this kind in another window. "At" is the hour: the machine is shared, and was slower by a
+third in the evening.
 
 {throughput()}
 We aimed at five times the official code at equal width, epochs and S, and do not reach it. At width 512 the stages are
@@ -216,6 +219,8 @@ matrix products and little else: by hand count, an environment step costs about 
 and actor, forwards and backwards) and 1.2 MFLOP for each sample of its target, so 121 MFLOP at S = 64 and 54 MFLOP at
 S = 8. These two cores multiply matrices at about 175 GFLOP/s, which allows about 1,450 and 3,240 steps/s: 3.3 and 2.2
 times the official figure. Five times is out of reach without doing less work, which is what a smaller S does.
+
+On CheetahRun with the `cpu` preset, the simulation takes {float(cheetah["rollout_share"]):.0%} of an iteration.
 """
 
 
