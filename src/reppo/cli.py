@@ -1,5 +1,6 @@
 """The command line: ``reppo train``, ``reppo resume``, ``reppo eval``, ``reppo envs``, ``reppo check-env``,
-``reppo repro``.
+``reppo repro``, ``reppo bench``,
+``reppo report``.
 
 A command is a dataclass of its arguments and a function; `COMMANDS` lists them, and `reppo.options` parses them.
 """
@@ -22,7 +23,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -342,6 +343,108 @@ def check_env(args: CheckEnvArgs) -> None:
         raise SystemExit(CHECK_FAILED)
 
 
+@dataclasses.dataclass(frozen=True)
+class BenchArgs:
+    """Run a suite of tasks, algorithms and seeds, as far as it has not been run yet.
+
+    Examples:
+      reppo bench
+      reppo bench laptop --dry-run
+      reppo bench dmc23 --algorithms reppo --tasks CheetahRun HopperStand --seeds 5
+    """
+
+    suite: Annotated[Positional[str | None], unset("[SUITE]")] = None
+    """A suite. Unset: list them."""
+    tasks: Annotated[tuple[str, ...], unset("TASK ...")] = ()
+    """Only these of its tasks. Unset: all."""
+    algorithms: Annotated[tuple[str, ...], unset("NAME ...")] = ()
+    """Only these of its algorithms. Unset: all."""
+    seeds: Annotated[int | None, unset("N")] = None
+    """Only the first so many of its seeds. Unset: all."""
+    together: Annotated[int | None, unset("N")] = None
+    """Seeds that share a process, vectorised on one device. Unset: as the suite says."""
+    at_once: int = 1
+    """Processes at a time."""
+    launcher: Literal["local"] = "local"
+    """Where the processes run: on this machine."""
+    results: Path = Path("results")
+    """Where the results go, a small table for each run, and where those are that need not be run again."""
+    work: Path = Path("runs/bench")
+    """Where the run directories and logs go, which are needed until a run has ended."""
+    dry_run: FlagCreatePairsOff[bool] = False
+    """Say what would run, and run nothing."""
+
+
+def bench(args: BenchArgs) -> None:
+    from reppo.bench import runner, suites
+
+    if args.suite is None:
+        for name, suite in suites.SUITES.items():
+            counts = f"{len(suite.tasks)} tasks x {len(suite.algorithms)} algorithms x {suite.num_seeds} seeds"
+            print(f"{name:12}{counts:44}{suite.about}")
+        return
+    if args.at_once < 1:
+        raise ConfigError(f"--at-once must be at least 1, got {args.at_once}")
+    plan = runner.make_plan(
+        args.suite,
+        suites.suite(args.suite),
+        args.results,
+        tasks=args.tasks,
+        algorithms=args.algorithms,
+        seeds=args.seeds,
+        together=args.together,
+    )
+    to_run = sum(len(job.seeds) for job in plan.jobs)
+    for problem in plan.problems:
+        print(f"left out: {problem}")
+    for problem, count in runner.summarised(plan.impossible).items():
+        print(f"cannot run here: {count} runs: {problem}")
+    print(f"{args.suite}: {len(plan.done)} runs are done, {to_run} to run, in {len(plan.jobs)} processes", flush=True)
+    if args.dry_run:
+        for job in plan.jobs:
+            print(f"  {runner.shown_command(job)}")
+        return
+    run_plan(args, plan.jobs)
+
+
+def run_plan(args: BenchArgs, jobs: Sequence[Any]) -> None:
+    """Run the jobs of a plan; SIGTERM stops them as Ctrl-C does."""
+    from reppo.bench import runner
+
+    benching = runner.Bench(args.results, args.work / str(args.suite), lambda line: print(line, flush=True))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        benching.run(jobs, runner.Local(args.at_once))
+    except runner.Interrupted as stopped:
+        raise Stopped(str(stopped)) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if benching.failed:
+        raise ConfigError(f"{len(benching.failed)} of {len(jobs)} processes failed; their logs are under {benching.work}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportArgs:
+    """Make one page of all results: figures, tables of every run, and what is missing.
+
+    Examples:
+      reppo report
+      reppo report results --out page
+    """
+
+    results: Positional[Path] = Path("results")
+    """The folder of results, as `reppo bench` has written it."""
+    out: Annotated[Path | None, unset("PATH")] = None
+    """Where index.html, report.md and figures/ go. Unset: report/ in the folder of results."""
+
+
+def report(args: ReportArgs) -> None:
+    from reppo.bench import report
+
+    written = report.write(args.results, args.out)
+    print(f"{written[0]}\n{written[1]}")
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train": (TrainArgs, train),
     "resume": (ResumeArgs, resume),
@@ -349,6 +452,8 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "envs": (EnvsArgs, list_envs),
     "check-env": (CheckEnvArgs, check_env),
     "repro": (ReproArgs, repro),
+    "bench": (BenchArgs, bench),
+    "report": (ReportArgs, report),
 }
 
 

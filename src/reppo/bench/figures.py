@@ -1,0 +1,149 @@
+"""Figures as SVG text: the same bytes from the same numbers, text that stays text, ink that follows the page's colour."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from reppo.plot import SEED_COLOURS, short
+
+Array = NDArray[np.float64]
+
+INK = "#010203"  #: stands for the page's own colour until it is written
+COLOURS = SEED_COLOURS
+COLOUR_NAMES = ("blue", "red", "green", "pink", "orange", "light blue")
+DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  #: with which lines that share a colour are told apart
+STYLE = {
+    "svg.hashsalt": "reppo",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "legend.frameon": False,
+    "grid.color": INK,
+    "grid.alpha": 0.15,
+    "grid.linewidth": 0.5,
+}
+
+
+class Line(NamedTuple):
+    """A curve with the ends of its interval; arrays of one length."""
+
+    name: str
+    x: Array
+    y: Array
+    low: Array
+    high: Array
+    published: bool = False
+
+
+class Bar(NamedTuple):
+    """A number with the ends of its interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    published: bool = False
+
+
+def svg(draw: Callable[[Axes], None], title: str, size: tuple[float, float] = (5.2, 3.1)) -> str:
+    """A figure as an ``<svg>`` element."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure.subplots())
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return inlined(file.getvalue(), title)
+
+
+def inlined(text: str, title: str) -> str:
+    """What a page needs of an SVG file: the element, with a title for readers who hear it, and without ids that clash."""
+    text = text[text.index("<svg") :].strip()
+    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[A-Za-z0-9_.]+_\d+">', "<g>", text)
+    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = text.replace(INK, "currentColor")
+    head, _, rest = text.partition(">")
+    return f'{head} role="img" aria-label="{escaped(title)}">{rest}'
+
+
+def escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
+
+
+def styles(lines: Sequence[Line | Bar]) -> list[tuple[str, object]]:
+    """Colour and dash of each: ours are solid, and what was published is dashed."""
+    found = []
+    for i, line in enumerate(lines):
+        found.append((COLOURS[i % len(COLOURS)], DASHES[1 if line.published else 0]))
+    return found
+
+
+def lines(
+    curves: Sequence[Line],
+    title: str,
+    *,
+    x: str,
+    y: str,
+    size: tuple[float, float] = (5.2, 3.4),
+    legend: bool = True,
+    y_range: tuple[float, float] | None = None,
+) -> str:
+    """Curves with shaded intervals."""
+
+    def draw(axes: Axes) -> None:
+        for curve, (colour, dash) in zip(curves, styles(curves), strict=True):
+            axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(curve.x, curve.y, color=colour, linestyle=dash, linewidth=1.6, label=curve.name)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.xaxis.set_major_formatter(lambda value, _: short(value))
+        axes.yaxis.set_major_formatter(lambda value, _: short(value))
+        axes.grid()
+        if y_range is not None:
+            axes.set_ylim(*y_range)
+        if legend:
+            axes.figure.legend(loc="outside upper left", ncols=2, fontsize=8, handlelength=1.8)  # pyright: ignore
+        else:
+            axes.set_title(title, fontsize=9, loc="left")
+
+    return svg(draw, title, size)
+
+
+def bars(values: Sequence[Bar], title: str, *, x: str, reference: float | None = None) -> str:
+    """Numbers under each other, each with its interval."""
+
+    def draw(axes: Axes) -> None:
+        for i, bar in enumerate(values):
+            colour = COLOURS[1 if bar.published else 0]
+            axes.plot([bar.low, bar.high], [i, i], color=colour, linewidth=5, alpha=0.35, solid_capstyle="butt")
+            axes.plot([bar.value], [i], color=colour, marker="|", markersize=11, markeredgewidth=2)
+        if reference is not None:
+            axes.axvline(reference, color=INK, linewidth=0.8, linestyle=DASHES[1])
+        axes.set_yticks(range(len(values)), [bar.name for bar in values])
+        axes.invert_yaxis()
+        axes.set_xlabel(x)
+        axes.grid(axis="x")
+
+    return svg(draw, title, (5.2, 0.9 + 0.24 * len(values)))

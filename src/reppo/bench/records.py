@@ -1,0 +1,262 @@
+"""The results of one run on the disk: a small table of its evaluations, and a JSON file that says what it was.
+
+    results/bench/SUITE/ALGORITHM/SUITE-TASK-seed7.csv    env_steps, seconds, return, return_std, episodes
+    results/bench/SUITE/ALGORITHM/SUITE-TASK-seed7.json   written last: what has one is whole
+
+The JSON file holds the table's SHA-256, so that a table which was cut off, edited or put beside another's description is
+found out, named, and left out. A run that failed has a JSON file, too: it is launched again, and counts until then.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reppo.config import Config, ConfigError
+from reppo.files import replacing, write_json
+
+FORMAT = "reppo-run-1"
+COLUMNS = ("env_steps", "seconds", "return", "return_std", "episodes")
+
+Status = Literal["complete", "diverged", "failed"]
+
+
+class Key(NamedTuple):
+    """Which run of which suite."""
+
+    suite: str
+    algorithm: str
+    env: str
+    seed: int
+
+    def path(self, results: Path) -> Path:
+        """Its JSON file."""
+        task = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.env)
+        return results / "bench" / self.suite / self.algorithm / f"{task}-seed{self.seed}.json"
+
+    def __str__(self) -> str:
+        return f"{self.algorithm} on {self.env}, seed {self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One run: its evaluations, and what it was. A run that failed before its first evaluation has none."""
+
+    key: Key
+    status: Status
+    command: str  #: that would make it again
+    description: dict[str, Any]  #: the contents of its ``config.json``
+    seconds: float  #: from the start of its process to its end, compilation included; of all seeds in it together
+    seeds_together: int
+    peak_memory_bytes: int | None
+    curve: NDArray[np.float64]  #: ``[T, 5]``, see `COLUMNS`
+    problem: str = ""  #: what went wrong
+
+    @property
+    def steps(self) -> NDArray[np.float64]:
+        return self.curve[:, 0]
+
+    @property
+    def returns(self) -> NDArray[np.float64]:
+        """Mean greedy return of every evaluation. One that is not finite counts as the one before it."""
+        values = self.curve[:, 2].copy()
+        for i in range(1, len(values)):
+            if not math.isfinite(values[i]):
+                values[i] = values[i - 1]
+        return values
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.description.get("config") or {}
+
+    @property
+    def hardware(self) -> str:
+        hardware = self.description.get("hardware") or {}
+        cores = hardware.get("cpu_cores", "?")
+        plural = "" if cores == 1 else "s"
+        devices = [d for d in hardware.get("devices") or [] if d != "cpu"]
+        return ", ".join(devices) or f"{hardware.get('cpu', 'unknown')}, {cores} core{plural}"
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+def table(curve: NDArray[np.float64]) -> bytes:
+    """The CSV file of a curve."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([f"{value:.9g}" if math.isfinite(value) else "" for value in row] for row in curve)
+    return text.getvalue().encode()
+
+
+def write(record: Record, results: Path) -> Path:
+    """Both files of a run, the JSON file last; returns the latter's path."""
+    path = record.key.path(results)
+    data = table(record.curve)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path.with_suffix(".csv")) as file:
+            file.write(data)
+        values = {
+            "format": FORMAT,
+            **record.key._asdict(),
+            "status": record.status,
+            "problem": record.problem,
+            "command": record.command,
+            "seconds": round(record.seconds, 2),
+            "seeds_together": record.seeds_together,
+            "peak_memory_bytes": record.peak_memory_bytes,
+            "table_sha256": hashlib.sha256(data).hexdigest(),
+            "description": record.description,
+        }
+        write_json(path, values)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def read(path: Path) -> Record:
+    """One run; raises `ConfigError`, with one line that names the file, where it is damaged or of something else."""
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise ConfigError(f"{path} is not a result of `reppo bench`")
+        key = Key(*(values[name] for name in Key._fields))
+        data = path.with_suffix(".csv").read_bytes()
+        if hashlib.sha256(data).hexdigest() != values["table_sha256"]:
+            raise ConfigError(
+                f"{path.with_suffix('.csv')} is damaged: it is not the table that {path.name} was written with"
+            )
+        memory = values["peak_memory_bytes"]
+        record = Record(
+            key=key,
+            status=values["status"],
+            command=str(values["command"]),
+            description=dict(values["description"]),
+            seconds=float(values["seconds"]),
+            seeds_together=int(values["seeds_together"]),
+            peak_memory_bytes=None if memory is None else int(memory),
+            curve=curve(data),
+            problem=str(values["problem"]),
+        )
+        check(record, path)
+    except ConfigError:
+        raise
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is damaged: there is no {Path(error.filename).name}") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged ({type(error).__name__}: {str(error) or 'unreadable'})") from None
+    return record
+
+
+def curve(data: bytes) -> NDArray[np.float64]:
+    """The rows of a table, ``[T, 5]``."""
+    rows = list(csv.reader(io.StringIO(data.decode(), newline="")))
+    if not rows or tuple(rows[0]) != COLUMNS:
+        raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
+    return np.array([[float(cell or "nan") for cell in row] for row in rows[1:]], float).reshape(-1, len(COLUMNS))
+
+
+def check(record: Record, path: Path) -> None:
+    """Refuse what `reppo bench` would not have written; raises `ConfigError`."""
+    key, steps = record.key, record.steps
+    texts = isinstance(key.suite, str) and isinstance(key.algorithm, str) and isinstance(key.env, str)
+    if not texts or type(key.seed) is not int or record.status not in get_args(Status):
+        raise ConfigError(f"{path} is damaged: it does not say which run it is")
+    if record.status == "failed":
+        return
+    if len(steps) == 0 or np.any(np.diff(steps) <= 0) or not math.isfinite(record.returns[0]):
+        raise ConfigError(f"{path.with_suffix('.csv')} is damaged: it is no learning curve")
+    total = record.config.get("total_steps")
+    if record.status == "complete" and isinstance(total, int) and steps[-1] < total:
+        raise ConfigError(f"{path} is of a run that has not ended: {steps[-1]:,.0f} of {total:,} steps")
+
+
+class Found(NamedTuple):
+    """What there is in a directory of results."""
+
+    records: list[Record]  #: in the order of their keys
+    problems: list[str]  #: a line for each file that was left out
+
+
+def read_all(results: Path) -> Found:
+    """Every run under ``results/bench``.
+
+    Raises:
+        ConfigError: where one run is there in two versions: two files, or seeds of other options than the rest.
+    """
+    folder = results / "bench"
+    records: dict[Key, Record] = {}
+    seen: dict[Key, Path] = {}
+    problems = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir() or path.name == "README.md":
+            continue
+        if path.suffix != ".json":
+            if path.suffix != ".csv" or not path.with_suffix(".json").exists():
+                problems.append(f"{path} is not a result of `reppo bench`, or its run has not ended")
+            continue
+        try:
+            record = read(path)
+        except ConfigError as error:
+            problems.append(str(error))
+            continue
+        if record.key in seen:
+            raise ConfigError(f"two versions of one run, {record.key}: {seen[record.key]} and {path}; keep one of them")
+        seen[record.key] = path
+        if path == record.key.path(results):
+            records[record.key] = record
+        else:
+            problems.append(f"{path} is not where {record.key} of {record.key.suite} belongs")
+    found = [records[key] for key in sorted(records)]
+    refuse_mixed(found)
+    return Found(found, problems)
+
+
+def refuse_mixed(found: Iterable[Record]) -> None:
+    """Refuse seeds of one algorithm on one task that had different options: they are two experiments."""
+    first: dict[tuple[str, str, str], Record] = {}
+    for record in found:
+        if not record.config:
+            continue
+        other = first.setdefault(record.key[:3], record)
+        if changed := differences(other.config, record.config):
+            raise ConfigError(
+                f"two versions of {record.key.algorithm} on {record.key.env}: seed {record.key.seed} differs from seed "
+                f"{other.key.seed} in {', '.join(changed)}; keep one of them"
+            )
+
+
+#: Options that change nothing of what a run computes.
+IMMATERIAL = frozenset(["checkpoint_minutes", "keep_checkpoints", "keep_best"])
+
+
+def differences(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """``name this -> that`` of the options that differ. An option that one lacks had its default: it came later."""
+    defaults = dataclasses.asdict(Config())
+    changed = []
+    for name in sorted((config.keys() | other.keys()) - IMMATERIAL):
+        was, now = (values.get(name, defaults.get(name)) for values in (config, other))
+        if jsonable(was) != jsonable(now):
+            changed.append(f"{name} {was} -> {now}")
+    return changed
+
+
+def jsonable(value: Any) -> Any:
+    """A value as JSON has it: tuples are lists there."""
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

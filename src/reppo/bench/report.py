@@ -1,0 +1,492 @@
+"""One page of everything in a directory of results: `reppo report`. It reads nothing else, and no clock: the same results
+give the same bytes.
+
+    results/bench/        our runs, see `records`
+    results/published/    what others have published
+    results/report/       index.html, self-contained; report.md, and its figures
+
+What is missing is listed with the command that would make it.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reppo.bench import figures, records, statistics, suites
+from reppo.bench.figures import Bar, Line
+from reppo.bench.page import Block, Figure, Missing, Note, Section, Table, html, markdown
+from reppo.bench.records import Record
+from reppo.bench.statistics import PER_1000, REF_BEST, Interval
+from reppo.bench.suites import DMC23, SUITES, dmc_task
+from reppo.config import ConfigError
+from reppo.files import replacing
+
+Array = NDArray[np.float64]
+Rows = list[dict[str, str]]
+
+TAU = 0.9
+GRID = 41  #: points of a curve
+PUBLISHED_STEPS = 50_000_000
+COMPARABLE = 0.1  #: share of the published steps from which on our curve is drawn beside the published one
+
+PAPER = ("reppo_large", "reppo_medium", "reppo_small", "ppo_50M", "sac_brax_5M", "fasttd3_A")
+
+
+def write(results: Path, out: Path | None = None) -> list[Path]:
+    """Make the page; returns the files that were written.
+
+    Raises:
+        ConfigError: where there are no results, or one run is there in two versions.
+    """
+    if not results.is_dir():
+        raise ConfigError(f"there is no folder {results}; `reppo bench` makes one")
+    out = out or results / "report"
+    sections = page(results)
+    files = {out / "index.html": html(sections), out / "report.md": markdown(sections)}
+    for block in (block for section in sections for block in section.blocks if isinstance(block, Figure)):
+        files[out / "figures" / f"{block.id}.svg"] = block.standalone
+    try:
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        for old in set((out / "figures").glob("*.svg")) - files.keys():
+            old.unlink()
+        for path, text in files.items():
+            with replacing(path) as file:
+                file.write(text.encode())
+    except OSError as error:
+        raise ConfigError(f"cannot write {error.filename or out}: {error.strerror}") from error
+    return list(files)
+
+
+def page(results: Path) -> list[Section]:
+    """Everything that the report shows, in its order."""
+    found = records.read_all(results)
+    names = [name for name in SUITES if any(r.key.suite == name for r in found.records)]
+    names += sorted({r.key.suite for r in found.records} - set(names))
+    published = Published(results / "published")
+    sections = [overview(found, names)]
+    for name in names:
+        sections.append(suite_section(name, [r for r in found.records if r.key.suite == name], published))
+    sections += [*published_sections(published), *earlier(results), missing(results, found.records, published)]
+    return [section for section in sections if section.blocks]
+
+
+# ------------------------------------------------------------------------------------------------ our runs
+
+
+def overview(found: records.Found, names: Sequence[str]) -> Section:
+    hardware = sorted({record.hardware for record in found.records if record.description})
+    failed = [record for record in found.records if record.status != "complete"]
+    blocks: list[Block] = [
+        Note(
+            "Learning curves, aggregates with intervals, and every run that was launched. Shaded and barred: 95 % "
+            "stratified bootstrap intervals over seeds; tasks weigh alike. Dashed: published, not measured here."
+        ),
+        Note(f"{len(found.records)} runs in {len(names)} suites. Hardware: {'; '.join(hardware) or 'none'}."),
+    ]
+    if failed:
+        rows = [[r.key.suite, r.key.algorithm, r.key.env, str(r.key.seed), r.status, r.problem] for r in failed]
+        blocks.append(Table("Runs that failed", ["suite", "algorithm", "task", "seed", "status", "why"], rows))
+    if found.problems:
+        blocks.append(Table("Files that were left out", ["why"], [[problem] for problem in found.problems]))
+    return Section("REPPO: results", blocks)
+
+
+class Group(NamedTuple):
+    """The runs of one algorithm on one task, of which there is at least one with a curve."""
+
+    algorithm: str
+    env: str
+    runs: list[Record]
+
+    def on(self, grid: Array, column: str = "steps") -> Array:
+        """Returns at these steps or seconds, ``[T, N]``."""
+        return np.stack([run_on(run, grid, column) for run in self.runs], axis=-1)
+
+    @property
+    def finals(self) -> Array:
+        return np.array([run.returns[-1] for run in self.runs])
+
+
+def run_on(run: Record, grid: Array, column: str) -> Array:
+    if column == "steps":
+        return statistics.on_grid(run.steps, run.returns, grid)
+    # Before its first evaluation a run has nothing to show; afterwards it has what it showed last.
+    indices = np.searchsorted(run.curve[:, 1], grid, side="right") - 1
+    return np.where(indices < 0, 0.0, run.returns[np.maximum(indices, 0)])
+
+
+def groups_of(found: Sequence[Record]) -> list[Group]:
+    """Groups in the order of the suite, where it has one."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in found:
+        if len(record.curve):
+            groups.setdefault((record.key.algorithm, record.key.env), []).append(record)
+    order = {name: i for i, name in enumerate([*suites.ALGORITHMS, *suites.BASELINES])}
+    keys = sorted(groups, key=lambda key: (order.get(key[0], len(order)), key))
+    return [Group(*key, groups[key]) for key in keys]
+
+
+def normalised(env: str, normaliser: str, returns: Array) -> Array:
+    task = dmc_task(env)
+    assert task is not None
+    return statistics.per_1000(returns) if normaliser == PER_1000 else statistics.per_reference(returns, DMC23[task])
+
+
+def suite_section(name: str, found: Sequence[Record], published: Published) -> Section:
+    groups = groups_of(found)
+    about = SUITES[name].about if name in SUITES else "not a suite of this version"
+    blocks: list[Block] = [Note(f"{about[:1].upper()}{about[1:]}."), counts(name, found)]
+    algorithms = list(dict.fromkeys(group.algorithm for group in groups))
+    tasks = list(dict.fromkeys(group.env for group in groups if dmc_task(group.env)))
+    there = {(group.algorithm, group.env): group for group in groups}
+    common = [task for task in tasks if all((algorithm, task) in there for algorithm in algorithms)]
+    if common:
+        of = {algorithm: [there[algorithm, task] for task in common] for algorithm in algorithms}
+        blocks += aggregates(name, of)
+        left = [task for task in tasks if task not in common]
+        if left:
+            blocks.append(Note(f"Not in the aggregates, for want of runs of every algorithm: {', '.join(left)}."))
+    elif groups:
+        blocks.append(Note("No task that a normaliser is defined for has runs of every algorithm: no aggregates."))
+    blocks += task_curves(name, groups, published)
+    blocks.append(every_run(name, found))
+    return Section(f"Suite {name}", blocks)
+
+
+def counts(name: str, found: Sequence[Record]) -> Table:
+    """Seeds that there are, by task and algorithm; where they are unequal, it shows."""
+    asked = SUITES[name].num_seeds if name in SUITES else None
+    tasks = sorted({r.key.env for r in found})
+    algorithms = list(dict.fromkeys(g.algorithm for g in groups_of(found)))
+    algorithms += sorted({r.key.algorithm for r in found} - set(algorithms))
+
+    def count(task: str, algorithm: str) -> str:
+        runs = [r for r in found if r.key.env == task and r.key.algorithm == algorithm]
+        failed = sum(r.status == "failed" for r in runs)
+        return f"{len(runs) - failed}{f' (+{failed} failed)' if failed else ''}"
+
+    rows = [[task, *(count(task, algorithm) for algorithm in algorithms)] for task in tasks]
+    unequal = len({cell for row in rows for cell in row[1:]}) > 1
+    caption = f"{asked} seeds are asked for. " if asked else ""
+    return Table(
+        "Seeds",
+        ["task", *algorithms],
+        rows,
+        caption + ("The numbers of seeds are unequal." if unequal else ""),
+        id=f"{name}-seeds",
+    )
+
+
+def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
+    """Tables and figures over all tasks, of every algorithm's groups in one order of tasks."""
+    tasks = [group.env for group in next(iter(of.values()))]
+    over = f"{len(tasks)} task{'s' * (len(tasks) > 1)}: {', '.join(dmc_task(t) or t for t in tasks)}"
+    end = min(run.steps[-1] for groups in of.values() for group in groups for run in group.runs)
+    grid = np.linspace(0, end, GRID)
+    rows = []
+    for normaliser in (REF_BEST, PER_1000):
+        for algorithm, groups in of.items():
+            scores = [normalised(group.env, normaliser, group.finals) for group in groups]
+            values = [interval(statistics.bootstrap(scores, f)) for f in statistics.AGGREGATES.values()]
+            seeds = [len(group.runs) for group in groups]
+            shown = str(seeds[0]) if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
+            rows.append([algorithm, normaliser, *values, shown])
+    header = ["algorithm", "normaliser", *statistics.AGGREGATES, "seeds a task"]
+    yield Table("Final returns", header, rows, f"Over {over}.", id=f"{name}-aggregates")
+
+    curves = {
+        algorithm: [normalised(group.env, REF_BEST, group.on(grid)) for group in groups] for algorithm, groups in of.items()
+    }
+    drawn = [Line(algorithm, grid, *statistics.sample_efficiency(c, resamples=500)) for algorithm, c in curves.items()]
+    title = f"Sample efficiency, {name}"
+    caption = f"IQM of normalised returns ({REF_BEST}) over {over}."
+    image = figures.lines(drawn, title, x="environment steps", y=f"IQM, {REF_BEST}")
+    yield Figure(f"{name}-sample-efficiency", title, image, caption)
+
+    seconds = np.linspace(0, max(run.curve[-1, 1] for gs in of.values() for g in gs for run in g.runs), GRID)
+    drawn = []
+    for algorithm, groups in of.items():
+        c = [normalised(group.env, REF_BEST, group.on(seconds, "seconds")) for group in groups]
+        drawn.append(Line(algorithm, seconds, *statistics.sample_efficiency(c, resamples=500)))
+    title = f"Wall-clock, {name}"
+    caption = "Seconds of the whole process, compilation included; where seeds shared a process, of all of them together."
+    image = figures.lines(drawn, title, x="seconds", y=f"IQM, {REF_BEST}")
+    yield Figure(f"{name}-wall-clock", title, image, caption)
+
+    taus = np.linspace(0, 1.1, 111)
+    drawn = []
+    for algorithm, groups in of.items():
+        scores = [normalised(group.env, REF_BEST, group.finals) for group in groups]
+        profile = statistics.bootstrap(scores, over_thresholds(taus), resamples=500)
+        drawn.append(Line(algorithm, taus, *profile))
+    title = f"Performance profile, {name}"
+    caption = f"Share of runs whose final normalised return ({REF_BEST}) is above tau."
+    image = figures.lines(drawn, title, x=f"tau, {REF_BEST}", y="share of runs", y_range=(-0.02, 1.02))
+    yield Figure(f"{name}-profile", title, image, caption)
+
+    drawn, rows = [], []
+    for algorithm, c in curves.items():
+        found = statistics.reliability(c, TAU)
+        at_end = statistics.bootstrap([curve[-1] for curve in c], lambda s: statistics.reliable_at_end(s, TAU))
+        rows.append([algorithm, interval(at_end), f"{found.never_dropped:.2f}", f"{found.reached:.2f}"])
+        drawn.append(Line(algorithm, grid, found.from_step, found.from_step, found.from_step))
+    title = f"Reliability at tau = {TAU}, {name}"
+    caption = f"Share of runs that are at or above {TAU} ({REF_BEST}) from this step on, to the end."
+    image = figures.lines(drawn, title, x="environment steps", y="share of runs", y_range=(-0.02, 1.02))
+    yield Figure(f"{name}-reliability", title, image, caption)
+    header = ["algorithm", "at the end", "never dropped after first reaching it", "ever reached"]
+    yield Table(title, header, rows, f"Shares of runs, {REF_BEST}.", id=f"{name}-reliability-table")
+
+    first, *others = of
+    if others:
+        values = []
+        for other in others:
+            x, y = ([normalised(g.env, REF_BEST, g.finals) for g in of[a]] for a in (first, other))
+            found = statistics.probability_of_improvement(x, y)
+            values.append(Bar(f"{first} > {other}", *(float(v) for v in found)))
+        title = f"Probability of improvement, {name}"
+        image = figures.bars(values, title, x=f"P({first} > other)", reference=0.5)
+        yield Figure(
+            f"{name}-improvement", title, image, "Chance that a run of the first beats one of the other; ties half."
+        )
+
+
+def over_thresholds(taus: Array) -> Callable[[statistics.Scores], Array]:
+    """`statistics.performance_profile` with leading axes, ``[..., T]``."""
+
+    def profile(scores: statistics.Scores) -> Array:
+        return np.mean([(task[..., None, :] > taus[:, None]).mean(axis=-1) for task in scores], axis=0)
+
+    return profile
+
+
+def interval(found: Interval, digits: int = 3) -> str:
+    return f"{found.estimate:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def task_curves(name: str, groups: Sequence[Group], published: Published) -> Iterator[Block]:
+    """A figure for every task: the mean over seeds, beside the published IQM where the steps are comparable."""
+    for env in dict.fromkeys(group.env for group in groups):
+        own = [group for group in groups if group.env == env]
+        drawn = []
+        for group in own:
+            grid = np.linspace(0, max(run.steps[-1] for run in group.runs), GRID)
+            drawn.append(
+                Line(group.algorithm, grid, *statistics.sample_efficiency([group.on(grid)], statistics.mean, resamples=500))
+            )
+        task = dmc_task(env)
+        caption = "Mean return over seeds."
+        if task is not None:
+            if max(line.x[-1] for line in drawn) >= COMPARABLE * PUBLISHED_STEPS:
+                drawn += published.task(task)
+                caption += " Dashed: published IQM."
+            elif published.there:
+                caption += f" Published after 50 million steps, best of all methods: {DMC23[task]:.4g}."
+        title = f"{env.partition(':')[2]}, {name}"
+        image = figures.lines(drawn, title, x="environment steps", y="return")
+        yield Figure(f"{name}-{env.replace(':', '-')}", title, image, caption)
+
+
+def every_run(name: str, found: Sequence[Record]) -> Table:
+    rows = []
+    for r in found:
+        memory = "-" if r.peak_memory_bytes is None else f"{r.peak_memory_bytes / 2**20:,.0f}"
+        final = f"{r.returns[-1]:.4g}" if len(r.curve) else "-"
+        steps = f"{r.steps[-1]:,.0f}" if len(r.curve) else "-"
+        shared = f"{r.seconds:,.0f}{f' (of {r.seeds_together} seeds)' if r.seeds_together > 1 else ''}"
+        revision = str(r.description.get("git") or "-")
+        revision = revision[:9] + ("+" if revision.endswith("+changes") else "")
+        rows.append(
+            [
+                r.key.algorithm,
+                r.key.env,
+                str(r.key.seed),
+                steps,
+                final,
+                shared,
+                memory,
+                r.hardware if r.description else "-",
+                revision,
+                r.status,
+            ]
+        )
+    header = ["algorithm", "task", "seed", "steps", "return", "seconds", "peak MB", "hardware", "revision", "status"]
+    caption = "A revision with + had changes that were not committed."
+    return Table("Every run", header, rows, caption, folded=len(rows) > 12, id=f"{name}-runs")
+
+
+# ------------------------------------------------------------------------------------------------ published
+
+
+class Published:
+    """The tables of ``results/published``, none where there are none."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @property
+    def there(self) -> bool:
+        return (self.folder / "dmc_curves.csv").is_file()
+
+    def rows(self, name: str) -> Rows:
+        path = self.folder / f"{name}.csv"
+        try:
+            with path.open(newline="") as file:
+                return list(csv.DictReader(file))
+        except (OSError, ValueError, csv.Error):
+            return []
+
+    def task(self, task: str) -> list[Line]:
+        """The published curves of a DeepMind Control task."""
+        found = []
+        rows = [row for row in self.rows("dmc_curves") if row["task"] == task]
+        for algorithm in PAPER:
+            own = [row for row in rows if row["algorithm"] == algorithm]
+            if len(own) > 2:
+                found.append(Line(algorithm, *columns(own, "step", "iqm", "lo", "hi"), published=True))
+        return found
+
+
+def columns(rows: Rows, *names: str) -> list[Array]:
+    return [np.array([float(row[name] or "nan") for row in rows]) for name in names]
+
+
+def published_sections(published: Published) -> Iterator[Section]:
+    if not published.there:
+        return
+    blocks: list[Block] = [
+        Note("Facts to compare with, made from what the authors of REPPO published; see results/published/README.md. "
+             "Numbers of seeds differ between algorithms and tasks.")
+    ]  # fmt: skip
+    for normaliser, name in ((REF_BEST, "ref_best"), (PER_1000, "raw/1000")):
+        rows = [r for r in published.rows("dmc_aggregates") if r["norm"] == name and r["step"].isdigit()]
+        drawn = []
+        for algorithm in PAPER:
+            own = [row for row in rows if row["algorithm"] == algorithm]
+            if len(own) > 2:
+                drawn.append(Line(algorithm, *columns(own, "step", "iqm", "iqm_lo", "iqm_hi"), published=True))
+        title = f"Published: sample efficiency on DMC-23, {normaliser}"
+        image = figures.lines(drawn, title, x="environment steps", y=f"IQM, {normaliser}")
+        yield_id = f"published-dmc-{'ref-best' if normaliser == REF_BEST else '1000'}"
+        blocks.append(
+            Figure(yield_id, title, image, "IQM over 23 tasks and all seeds, at 5, 10, 20, 30 and 50 million steps.")
+        )
+    rows = [
+        r for r in published.rows("dmc_aggregates") if r["norm"] == "ref_best" and r["step"] in ("50000000", "end(5-10M)")
+    ]
+    table = []
+    for r in rows:
+        values = [
+            f"{float(r[n]):.3f} [{float(r[f'{n}_lo']):.3f}, {float(r[f'{n}_hi']):.3f}]" for n in ("iqm", "median", "mean")
+        ]
+        table.append([r["algorithm"], *values, r["n_tasks"], f"{r['seeds_total']} (from {r['seeds_min']} a task)"])
+    header = ["algorithm", "IQM", "median", "mean", "tasks", "runs"]
+    blocks.append(Table("Published: final returns on DMC-23", header, table, REF_BEST, id="published-dmc-table"))
+    rows = [r for r in published.rows("dmc_reliability") if r["norm"] == "ref_best" and r["algorithm"] in PAPER]
+    title = f"Published: reliability at tau = {TAU}"
+    values = [Bar(r["algorithm"], *(float(r[n]) for n in ("reliable_at_end", "lo", "hi")), published=True) for r in rows]
+    image = figures.bars(values, title, x=f"share of runs at or above {TAU} at the end, {REF_BEST}")
+    blocks.append(Figure("published-reliability", title, image, "On DMC-23."))
+    rows = published.rows("wallclock_aggregates")
+    drawn = []
+    for algorithm in dict.fromkeys(r["algorithm"] for r in rows):
+        x, y = columns([r for r in rows if r["algorithm"] == algorithm], "seconds", "mean_norm")
+        drawn.append(Line(algorithm, x, y, y, y, published=True))
+    title = "Published: wall-clock on DMC-23"
+    image = figures.lines(drawn[: 2 * len(figures.COLOURS)], title, x="seconds", y=f"mean, {REF_BEST}", size=(5.2, 4.2))
+    blocks.append(Figure("published-wall-clock", title, image, "Compilation included; without intervals."))
+    rows = [r for r in published.rows("dmc_ablations") if r["data"].startswith("large")]
+    values = [
+        Bar(f"{r['ablation']} ({r['n_tasks']} tasks)", *(float(r[n]) for n in ("iqm", "iqm_lo", "iqm_hi")), published=True)
+        for r in rows
+    ]
+    title = "Published: ablations, 128k samples an update"
+    blocks.append(Figure("published-ablations", title, figures.bars(values, title, x=f"IQM, {REF_BEST}"), "On DMC-23."))
+    rows = [r for r in published.rows("maniskill_aggregates") if r["progress"] == "1.0"]
+    values = [Bar(r["algorithm"], *(float(r[n]) for n in ("iqm", "iqm_lo", "iqm_hi")), published=True) for r in rows]
+    title = "Published: ManiSkill"
+    caption = "IQM of success_once at the end, over 8 tasks; what our suite measures is without partial resets."
+    blocks.append(Figure("published-maniskill", title, figures.bars(values, title, x="success_once"), caption))
+    rows = [r for r in published.rows("dmc_final") if r["suite"] == "humanoid"]
+    table = [
+        [r["task"], r["algorithm"], r["mean"], f"{r['iqm']} [{r['iqm_ci_lo']}, {r['iqm_ci_hi']}]", r["n_seeds"]]
+        for r in rows
+    ]
+    header = ["task", "algorithm", "mean", "IQM", "seeds"]
+    blocks.append(Table("Published: humanoid locomotion", header, table, id="published-humanoid", folded=True))
+    yield Section("What was published", blocks)
+    small: list[Block] = []
+    for task in DMC23:
+        title = f"Published: {task}"
+        image = figures.lines(published.task(task), task, x="", y="", size=(2.9, 2.0), legend=False)
+        small.append(Figure(f"published-{task}", title, image, "", small=True))
+    names = [
+        f"{figures.COLOUR_NAMES[i]}: {name}" for i, name in enumerate(line.name for line in published.task("CheetahRun"))
+    ]
+    yield Section(
+        "Published curves of every task", [Note(f"Return against steps; IQM over seeds. {', '.join(names)}."), *small]
+    )
+
+
+# ------------------------------------------------------------------------------------------------ earlier, and missing
+
+
+def earlier(results: Path) -> Iterator[Section]:
+    """The curves of ``results/tasks_curves.csv``, which `benchmarks/learning.py` wrote."""
+    path = results / "tasks_curves.csv"
+    if not path.is_file():
+        return
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        blocks: list[Block] = [Note("Written by benchmarks/learning.py, as docs/results.md says; 5 seeds in one process.")]
+        for env in dict.fromkeys(row["env"] for row in rows):
+            own = [row for row in rows if row["env"] == env]
+            seeds = sorted({row["seed"] for row in own}, key=int)
+            runs = [columns([row for row in own if row["seed"] == seed], "env_steps", "eval/return") for seed in seeds]
+            grid = np.linspace(0, runs[0][0][-1], GRID)
+            scores = [np.stack([statistics.on_grid(*run, grid) for run in runs], axis=-1)]
+            line = Line("reppo, preset cpu", grid, *statistics.sample_efficiency(scores, statistics.mean, resamples=500))
+            title = f"{env.partition(':')[2]}, the cpu preset"
+            image = figures.lines([line], title, x="environment steps", y="return")
+            caption = f"Mean return over {len(seeds)} seeds."
+            blocks.append(Figure(f"tasks-{env.replace(':', '-')}", title, image, caption))
+    except (KeyError, ValueError, TypeError, csv.Error):
+        yield Section("The cpu preset on several tasks", [Note(f"{path.name} is damaged or of another program; left out.")])
+        return
+    yield Section("The cpu preset on several tasks", blocks)
+
+
+def missing(results: Path, found: Sequence[Record], published: Published) -> Section:
+    """Parts of the paper and of the suites that there are no results of, with the command that would make them."""
+    blocks: list[Block] = []
+    for name, suite in SUITES.items():
+        there = {r.key[1:] for r in found if r.key.suite == name and r.status != "failed"}
+        for algorithm in suite.algorithms:
+            asked = [(algorithm, env, seed) for env in suite.tasks for seed in suite.seeds]
+            absent = len(asked) - len(there & set(asked))
+            if not absent:
+                continue
+            command = f"reppo bench {name} --algorithms {algorithm}"
+            reason = f"{absent} of {len(asked)} runs"
+            if algorithm not in suites.ALGORITHMS:
+                reason += ", and there is no such algorithm here yet"
+            blocks.append(Missing(f"{name}: {algorithm}", reason, command))
+    if not published.there:
+        blocks.append(Missing("published figures", "there is no results/published", "git checkout results/published"))
+    if not (results / "toy").is_dir():
+        blocks.append(Missing("the 2-D experiment", "there is no results/toy", "reppo toy"))
+    blocks.append(
+        Missing(
+            "memory of REPPO, PPO, SAC and FastTD3 on one task",
+            "the runs above have peak bytes, not their parts",
+            "reppo bench laptop",
+        )
+    )
+    return Section("Missing", blocks)

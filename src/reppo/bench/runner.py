@@ -1,0 +1,415 @@
+"""From a suite to results: what is missing is run, each group of seeds in a process of its own, and recorded.
+
+A process is the very command that a user would type, with a run directory under ``runs/bench``; one that was stopped is
+resumed. What is recorded is read back from its files once it has ended, so a half-finished run never counts.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import csv
+import dataclasses
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from reppo import envs, options, run_directory
+from reppo.bench import records
+from reppo.bench.records import Key, Record
+from reppo.bench.suites import ALGORITHMS, Algorithm, Suite
+from reppo.config import PRESETS, Config, ConfigError, nearest
+from reppo.interrupt import STOPPED
+
+DIVERGED = 3  #: exit code of a run that its numbers have ended, see `reppo.cli.EXIT_CODES`
+MOST_WORDS = 400  #: of what a process has said last, for the record of its failure
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One process: an algorithm on a task, with one seed, or several together that follow each other."""
+
+    suite: str
+    algorithm: str
+    env: str
+    seeds: Sequence[int]
+    config: Config | None  #: None where it cannot run
+    preset: str
+    problem: str = ""  #: why it cannot run here
+
+    @property
+    def keys(self) -> list[Key]:
+        return [Key(self.suite, self.algorithm, self.env, seed) for seed in self.seeds]
+
+    @property
+    def name(self) -> str:
+        """``laptop/reppo/CartpoleSwingup-seeds0-9``: where its files go, under the folder for them."""
+        first = Key(self.suite, self.algorithm, self.env, self.seeds[0])
+        stem = first.path(Path()).stem.rpartition("-seed")[0]
+        last = f"-{self.seeds[-1]}" if len(self.seeds) > 1 else ""
+        return f"{self.suite}/{self.algorithm}/{stem}-seed{'s' if last else ''}{self.seeds[0]}{last}"
+
+    @property
+    def command(self) -> list[str]:
+        """The words after ``reppo``, but for ``--out``."""
+        assert self.config is not None
+        algorithm = ALGORITHMS[self.algorithm]
+        seeds = ["--seed", str(self.seeds[0]), *(["--seeds", str(len(self.seeds))] if len(self.seeds) > 1 else [])]
+        if algorithm.is_reppo:
+            return [*algorithm.command, self.env, "--preset", self.preset, *seeds, *as_options(self.config, self.preset)]
+        kept = ("total_steps", "num_evals", "eval_episodes")
+        words = [word for name in kept for word in (options.flag(name), str(getattr(self.config, name)))]
+        return [*algorithm.command, self.env, *seeds, *words]
+
+    def __str__(self) -> str:
+        many = f"seeds {self.seeds[0]} to {self.seeds[-1]}" if len(self.seeds) > 1 else f"seed {self.seeds[0]}"
+        return f"{self.algorithm} on {self.env}, {many}"
+
+
+def as_options(config: Config, preset: str) -> list[str]:
+    """The options of `reppo train` that turn a preset into this configuration."""
+    words = []
+    for field in dataclasses.fields(Config):
+        value = getattr(config, field.name)
+        if value == getattr(PRESETS[preset], field.name):
+            continue
+        flag = options.flag(field.name)
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, tuple):
+            words += [flag, *value]
+        else:
+            words += [flag, f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)]
+    return words
+
+
+# ------------------------------------------------------------------------------------------------ planning
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a suite asks for, what there is of it, and what is left to run."""
+
+    jobs: list[Job]
+    done: list[Key]
+    impossible: list[Job]  #: cannot run here
+    problems: list[str]  #: files that were left out
+
+
+def make_plan(
+    name: str,
+    suite: Suite,
+    results: Path,
+    *,
+    tasks: Sequence[str] = (),
+    algorithms: Sequence[str] = (),
+    seeds: int | None = None,
+    together: int | None = None,
+) -> Plan:
+    """Compare a suite with the results that there are.
+
+    Args:
+        name: of the suite.
+        suite: the suite.
+        results: the folder of results.
+        tasks: only these; unset, all. As in the suite, or without what is before the colon.
+        algorithms: only these; unset, all.
+        seeds: only the first so many.
+        together: seeds that share a process; unset, as the suite says.
+
+    Raises:
+        ConfigError: for a task or an algorithm that the suite does not have, or where a result is there that was made
+            with other options.
+    """
+    found = records.read_all(results)
+    there = {record.key: record for record in found.records}
+    together = suite.together if together is None else together
+    for option, value in (("--seeds", seeds), ("--together", together)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{option} must be at least 1, got {value}")
+    all_seeds = suite.seeds[: seeds or len(suite.seeds)]
+    if seeds is not None and seeds > len(suite.seeds):
+        raise ConfigError(f"{name} has {suite.num_seeds} seeds, got {seeds}")
+    plan = Plan([], [], [], found.problems)
+    for env in chosen(tasks, suite.tasks, "task", name):
+        absent = unavailable(env)
+        for algorithm in chosen(algorithms, suite.algorithms, "algorithm", name):
+            problem = absent if algorithm in ALGORITHMS else f"there is no algorithm {algorithm} here yet"
+            if problem:
+                plan.impossible.append(Job(name, algorithm, env, tuple(all_seeds), None, suite.preset, problem))
+                continue
+            config = ALGORITHMS[algorithm].configured(suite.config)
+            missing = []
+            for seed in all_seeds:
+                record = there.get(Key(name, algorithm, env, seed))
+                if record is not None and record.status != "failed":
+                    refuse_other_options(record, config, ALGORITHMS[algorithm], results)
+                    plan.done.append(record.key)
+                else:
+                    missing.append(seed)
+            plan.jobs.extend(Job(name, algorithm, env, group, config, suite.preset) for group in grouped(missing, together))
+    return plan
+
+
+def chosen(names: Sequence[str], of: Sequence[str], what: str, suite: str) -> list[str]:
+    """The members that are named, in their own order; all where none is."""
+    short = {member.rpartition(":")[2]: member for member in of}
+    for name in names:
+        if name not in of and name not in short:
+            raise ConfigError(f"{suite} has no {what} {name!r}{nearest(name, [*short])}; it has {', '.join(short)}")
+    wanted = {short.get(name, name) for name in names}
+    return [member for member in of if not names or member in wanted]
+
+
+def grouped(seeds: Sequence[int], together: int) -> Iterator[tuple[int, ...]]:
+    """Seeds that follow each other, at most so many in a group."""
+    group: list[int] = []
+    for seed in seeds:
+        if group and (seed != group[-1] + 1 or len(group) == together):
+            yield tuple(group)
+            group = []
+        group.append(seed)
+    if group:
+        yield tuple(group)
+
+
+def unavailable(env: str) -> str:
+    """Why an environment cannot be run here; empty where it can, as far as its name tells."""
+    name, _, task = env.partition(":")
+    if name not in envs.SUITES:
+        return f"there is no environment {env} here yet"
+    suite = envs.SUITES[name]
+    if envs.missing(suite):
+        return f"{env} needs {suite.package}: pip install 'reppo[{suite.extra}]'"
+    if suite.lists_all and task not in suite.adapter().names():
+        return f"{name} has no task {task} here"
+    return ""
+
+
+def refuse_other_options(record: Record, config: Config, algorithm: Algorithm, results: Path) -> None:
+    """Raise `ConfigError` where a result is of the same run with other options: skipping it would pass it off as this."""
+    if not algorithm.is_reppo:
+        return
+    if changed := records.differences(record.config, dataclasses.asdict(config)):
+        raise ConfigError(
+            f"{record.key.path(results)} was made with other options than {record.key.suite} has now "
+            f"({', '.join(changed)}): move it and its table elsewhere, or choose another --results"
+        )
+
+
+# ------------------------------------------------------------------------------------------------ launching
+
+
+class Launcher(Protocol):
+    """Where jobs run. `Local` is the only one here; a cluster's is one more class."""
+
+    def run(self, jobs: Sequence[Job], work: Callable[[Job], list[Job]], stop: Callable[[], None]) -> None:
+        """Do the work of every job, and of the jobs that it returns, until there are none; call ``stop`` on an error."""
+        ...
+
+
+@dataclasses.dataclass
+class Local:
+    """On this machine, so many processes at a time."""
+
+    at_once: int = 1
+
+    def run(self, jobs: Sequence[Job], work: Callable[[Job], list[Job]], stop: Callable[[], None]) -> None:
+        with concurrent.futures.ThreadPoolExecutor(self.at_once) as pool:
+            waiting = {pool.submit(work, job) for job in jobs}
+            try:
+                while waiting:
+                    done, waiting = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
+                    for future in done:
+                        waiting |= {pool.submit(work, job) for job in future.result()}
+            except BaseException:
+                stop()  # the pool waits for its threads, and they for their processes
+                for future in waiting:
+                    future.cancel()
+                raise
+
+
+class Interrupted(Exception):
+    """Raised by a job whose process was stopped from outside."""
+
+
+@dataclasses.dataclass
+class Bench:
+    """Runs the jobs of a plan.
+
+    Attributes:
+        results: where records go.
+        work: where run directories and logs go.
+        tell: receives a line for whoever watches.
+        failed: jobs whose process has failed.
+    """
+
+    results: Path
+    work: Path
+    tell: Callable[[str], None]
+    failed: list[Job] = dataclasses.field(default_factory=list)
+    _processes: set[subprocess.Popen[bytes]] = dataclasses.field(default_factory=set)
+    _stopping: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+    def run(self, jobs: Sequence[Job], launcher: Launcher) -> None:
+        """Run all jobs; those that fail are in `failed`. Processes end with this one, and can be resumed."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        with run_directory.locked(self.work):
+            launcher.run(jobs, self.job, self.stop)
+
+    def stop(self) -> None:
+        """Ask every process to save and end."""
+        self._stopping.set()
+        for process in list(self._processes):
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+
+    def job(self, job: Job) -> list[Job]:
+        """Run one job and record it; returns the jobs that it has to be divided into, usually none."""
+        if self._stopping.is_set():
+            return []
+        directory = self.free_directory(job)
+        log = directory.with_name(directory.name + ".log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        began = time.perf_counter()
+        code = self.process(self.words(job, directory), log)
+        seconds = time.perf_counter() - began
+        if code == STOPPED or self._stopping.is_set():
+            raise Interrupted(f"{job} was stopped; the same command goes on")
+        if code == DIVERGED and len(job.seeds) > 1:
+            # One seed has ended the others with it. Alone, each comes as far as it can.
+            self.tell(f"{job}: diverged; each seed is run again by itself")
+            return [dataclasses.replace(job, seeds=(seed,)) for seed in job.seeds]
+        if code not in (0, DIVERGED):
+            self.fail(job, f"exit code {code}: {last_words(log)}", seconds)
+            return []
+        try:
+            found = collected(
+                job, directory, "complete" if code == 0 else "diverged", last_words(log) if code else "", seconds
+            )
+        except ConfigError as error:
+            self.fail(job, str(error), seconds)
+            return []
+        for record in found:
+            records.write(record, self.results)
+        finals = ", ".join(f"{record.returns[-1]:.4g}" for record in found)
+        self.tell(f"{job}: {finals} ({seconds:.0f} s){' diverged' if code else ''}")
+        return []
+
+    def free_directory(self, job: Job) -> Path:
+        """The run directory to go on in, or a new one: one of something else is never touched."""
+        for number in range(1, 1000):
+            directory = self.work / (job.name + (f"-{number}" if number > 1 else ""))
+            if not directory.exists() or (ALGORITHMS[job.algorithm].is_reppo and is_of(job, directory)):
+                return directory
+        raise ConfigError(f"there are too many directories like {self.work / job.name}; remove some")
+
+    def words(self, job: Job, directory: Path) -> list[str]:
+        """The command of a job's process: a new run, or the rest of one that was stopped."""
+        new = [*job.command, "--out", str(directory)]
+        return [sys.executable, "-m", "reppo", *(["resume", str(directory)] if directory.exists() else new)]
+
+    def process(self, words: Sequence[str], log: Path) -> int:
+        """Run a process to its end; returns its exit code. What it says goes to a log."""
+        with log.open("ab") as file:
+            # In a session of its own: a Ctrl-C would reach it beside our signal, and the second one ends it at once.
+            process = subprocess.Popen(
+                words, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+            self._processes.add(process)
+            if self._stopping.is_set():  # it began while the others were told
+                process.send_signal(signal.SIGTERM)
+            try:
+                return process.wait()
+            finally:
+                self._processes.discard(process)
+
+    def fail(self, job: Job, problem: str, seconds: float) -> None:
+        """Record that a job has failed: it was launched, so the tables have it."""
+        self.failed.append(job)
+        self.tell(f"{job}: failed: {problem}")
+        empty = np.zeros((0, len(records.COLUMNS)))
+        for key in job.keys:
+            command = shown_command(dataclasses.replace(job, seeds=(key.seed,)))
+            records.write(Record(key, "failed", command, {}, seconds, len(job.seeds), None, empty, problem), self.results)
+
+
+def is_of(job: Job, directory: Path) -> bool:
+    """Whether a run directory is of this job."""
+    try:
+        description = run_directory.read_description(directory)
+    except ConfigError:
+        return False
+    assert job.config is not None
+    same = description["env"] == job.env and description["seeds"] == list(job.seeds)
+    return same and not records.differences(description["config"], dataclasses.asdict(job.config))
+
+
+def last_words(log: Path) -> str:
+    """The last line that a process has said, without the name of the program."""
+    try:
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        lines = []
+    return (lines[-1] if lines else "it said nothing").removeprefix("reppo: ")[:MOST_WORDS]
+
+
+def shown_command(job: Job) -> str:
+    """What to type to make a job's run again."""
+    return shlex.join(["reppo", *job.command])
+
+
+def collected(job: Job, directory: Path, status: records.Status, problem: str, seconds: float) -> list[Record]:
+    """The records of a run directory whose process has ended, one for each seed.
+
+    Raises:
+        ConfigError: where the directory does not have what a run of `reppo train` leaves.
+    """
+    try:
+        description: dict[str, Any] = json.loads((directory / "config.json").read_text())
+        with (directory / "evaluations.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        summary = {}
+        if status == "complete":
+            summary = json.loads((directory / "summary.json").read_text())
+        columns = ("env_steps", "time/seconds", "eval/return", "eval/return_std", "eval/episodes")
+        curves = {
+            seed: np.array([[float(row[c] or "nan") for c in columns] for row in rows if float(row["seed"]) == seed])
+            for seed in job.seeds
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{directory} does not hold a finished run ({type(error).__name__}: {error})") from None
+    found = []
+    for key in job.keys:
+        record = Record(
+            key=key,
+            status=status,
+            command=shown_command(job),
+            description=description,
+            # A run that was resumed knows the seconds of its earlier processes; it counts from its process's start.
+            seconds=float(summary.get("seconds", seconds)),
+            seeds_together=len(job.seeds),
+            peak_memory_bytes=summary.get("peak_memory_bytes"),
+            curve=curves[key.seed].reshape(-1, len(records.COLUMNS)),
+            problem=problem,
+        )
+        records.check(record, directory)
+        found.append(record)
+    return found
+
+
+def summarised(jobs: Iterable[Job]) -> dict[str, int]:
+    """How many runs each reason keeps from running here."""
+    counts: dict[str, int] = {}
+    for job in jobs:
+        counts[job.problem] = counts.get(job.problem, 0) + len(job.seeds)
+    return counts

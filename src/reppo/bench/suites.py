@@ -1,0 +1,205 @@
+"""What is compared: algorithms by name, and suites of tasks x algorithms x seeds. Data, and how it becomes a `Config`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from reppo.config import Config, ConfigError, nearest, preset
+
+#: The DeepMind Control tasks of MuJoCo Playground, and the normaliser ``ref_best``: the best mean final return that any
+#: method has published for the task (50 million steps). `results/published/dmc_norm_reference.csv` is where it comes from.
+DMC23: Mapping[str, float] = {
+    "AcrobotSwingup": 402.2,
+    "AcrobotSwingupSparse": 75.7,
+    "BallInCup": 974.8,
+    "CartpoleBalance": 999.8,
+    "CartpoleBalanceSparse": 1000.0,
+    "CartpoleSwingup": 875.4,
+    "CartpoleSwingupSparse": 780.8,
+    "CheetahRun": 933.1,
+    "FingerSpin": 936.2,
+    "FingerTurnEasy": 975.4,
+    "FingerTurnHard": 958.1,
+    "FishSwim": 677.3,
+    "HopperHop": 221.7,
+    "HopperStand": 739.2,
+    "PendulumSwingup": 627.2,
+    "ReacherEasy": 980.5,
+    "ReacherHard": 976.3,
+    "WalkerRun": 900.6,
+    "WalkerWalk": 982.9,
+    "WalkerStand": 992.4,
+    "HumanoidStand": 981.6,
+    "HumanoidWalk": 991.3,
+    "HumanoidRun": 748.2,
+}
+
+HUMANOID = ("G1JoystickFlatTerrain", "G1JoystickRoughTerrain", "T1JoystickFlatTerrain", "T1JoystickRoughTerrain")
+
+MANISKILL8 = (
+    "LiftPegUpright-v1", "PegInsertionSide-v1", "PickSingleYCB-v1", "PokeCube-v1", "PullCube-v1", "RollBall-v1",
+    "UnitreeG1PlaceAppleInBowl-v1", "UnitreeG1TransportBox-v1",
+)  # fmt: skip
+
+
+def dmc_task(env: str) -> str | None:
+    """``CheetahRun`` of ``playground:CheetahRun``; None for an environment that is none of `DMC23`."""
+    suite, _, task = env.partition(":")
+    return task if suite == "playground" and task in DMC23 else None
+
+
+# ------------------------------------------------------------------------------------------------ algorithms
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """One line of a comparison: a command of ``reppo``, and how its configuration differs from the suite's.
+
+    A baseline plugs in with a command of its own. It is called as ``reppo COMMAND ENV --seed S --seeds N --out DIR``, with
+    ``--total-steps``, ``--num-evals`` and ``--eval-episodes``, and leaves in ``DIR`` what a run of `reppo train` leaves:
+    ``config.json``, ``evaluations.csv`` and ``summary.json``.
+    """
+
+    about: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  #: of `Config`, in place of the suite's
+    data_divisor: int = 1  #: of the steps per update; the size of a minibatch stays
+    command: tuple[str, ...] = ("train",)
+
+    @property
+    def is_reppo(self) -> bool:
+        """Whether it takes a `Config`, and can be resumed."""
+        return self.command == ("train",)
+
+    def configured(self, base: Config) -> Config:
+        """The suite's configuration with this algorithm's differences; raises `ConfigError` where they do not fit."""
+        if base.num_steps % self.data_divisor or base.num_minibatches % self.data_divisor:
+            raise ConfigError(
+                f"num_steps ({base.num_steps}) and num_minibatches ({base.num_minibatches}) must be multiples of "
+                f"{self.data_divisor} for a {self.data_divisor}th of the data"
+            )
+        config = dataclasses.replace(
+            base,
+            **self.options,
+            num_steps=base.num_steps // self.data_divisor,
+            num_minibatches=base.num_minibatches // self.data_divisor,
+        )
+        config.validate()
+        return config
+
+
+REPPO = "reppo"
+
+#: The paper's ablations, each one difference from `REPPO`.
+ABLATIONS: dict[str, Algorithm] = {
+    REPPO: Algorithm("as published: pathwise gradient, HL-Gauss, auxiliary task, KL gate, learned multipliers"),
+    "reppo-score_q": Algorithm("score-function gradient with the learned Q", {"estimator": "score_q"}),
+    "reppo-score_gae": Algorithm("score-function gradient with advantages: PPO inside", {"estimator": "score_gae"}),
+    "reppo-mse": Algorithm("scalar critic and squared error in place of HL-Gauss", {"hl_gauss": False}),
+    "reppo-no_norm": Algorithm("no normalisation layers", {"norm": "none"}),
+    "reppo-layer_norm": Algorithm("LayerNorm in place of RMSNorm", {"norm": "layer"}),
+    "reppo-no_aux": Algorithm("no auxiliary task", {"aux_weight": 0.0}),
+    "reppo-penalty": Algorithm("KL as a penalty in place of the gate", {"kl_mode": "penalty"}),
+    "reppo-no_kl": Algorithm("no KL constraint", {"kl_mode": "none"}),
+    "reppo-fixed_alpha": Algorithm("the temperature stays as it starts", {"learn_alpha": False}),
+    "reppo-fixed_beta": Algorithm("the KL multiplier stays as it starts", {"learn_beta": False}),
+    "reppo-fixed": Algorithm("both multipliers stay as they start", {"learn_alpha": False, "learn_beta": False}),
+    "reppo-reverse_kl": Algorithm("KL(new || old) in place of KL(old || new)", {"kl_direction": "reverse"}),
+    "reppo-sampled_kl": Algorithm("KL from 16 samples in place of the closed form", {"kl_estimator": "sampled"}),
+    "reppo-medium": Algorithm("half of the data per update", data_divisor=2),
+    "reppo-small": Algorithm("a quarter of the data per update", data_divisor=4),
+}
+
+#: Every algorithm that can be named. A baseline is one more line.
+ALGORITHMS: dict[str, Algorithm] = {**ABLATIONS}
+
+#: Named by suites, and not written yet: `reppo bench` and the report name them as missing.
+BASELINES = ("ppo", "sac", "fasttd3")
+
+
+# ------------------------------------------------------------------------------------------------ suites
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """Tasks x algorithms x seeds."""
+
+    about: str
+    tasks: tuple[str, ...]  #: ``suite:Task``, as for `reppo train`
+    algorithms: tuple[str, ...]
+    num_seeds: int
+    preset: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  #: of `Config`, in place of the preset's
+    first_seed: int = 0
+    together: int = 1  #: seeds that share a process, vectorised on one device
+
+    @property
+    def seeds(self) -> range:
+        return range(self.first_seed, self.first_seed + self.num_seeds)
+
+    @property
+    def config(self) -> Config:
+        """The configuration that every algorithm's starts from."""
+        return dataclasses.replace(preset(self.preset), **self.options)
+
+
+COMPARED = (REPPO, "reppo-score_q", "reppo-score_gae", *BASELINES)
+
+SUITES: dict[str, Suite] = {
+    "dmc23": Suite(
+        "the paper's main benchmark: 23 DeepMind Control tasks, 50 million steps",
+        tuple(f"playground:{task}" for task in DMC23),
+        (REPPO, "reppo-medium", "reppo-small", *BASELINES),
+        num_seeds=20,
+        preset="paper-large",
+    ),
+    "humanoid": Suite(
+        "G1 and T1 humanoids that follow a joystick, on flat and on rough ground",
+        tuple(f"playground:{task}" for task in HUMANOID),
+        (REPPO, "reppo-small", "reppo-penalty", "reppo-no_kl"),
+        num_seeds=20,
+        preset="paper-large",
+        options={"gamma": 0.97, "critic_width": 1024, "v_min": -10.0, "v_max": 10.0},
+    ),
+    "maniskill8": Suite(
+        "manipulation in ManiSkill: 8 tasks, 100 million steps",
+        tuple(f"maniskill:{task}" for task in MANISKILL8),
+        (REPPO, "ppo"),
+        num_seeds=20,
+        preset="paper-large",
+        options={"total_steps": 100_000_000, "v_min": -15.0, "v_max": 15.0},
+    ),
+    "ablations": Suite(
+        "every part of REPPO taken out in turn, on the tasks of dmc23",
+        tuple(f"playground:{task}" for task in DMC23),
+        tuple(ABLATIONS),
+        num_seeds=10,
+        preset="paper-large",
+    ),
+    "laptop": Suite(
+        "REPPO, its score-function ablations and the baselines on a CPU",
+        ("playground:CartpoleBalance", "playground:CartpoleSwingup"),
+        COMPARED,
+        num_seeds=10,
+        preset="cpu",
+        options={"total_steps": 400_000},
+        together=10,
+    ),
+    "smoke": Suite(
+        "minutes, to see everything work; it says nothing about the algorithms",
+        ("probe:TargetReach", "gymnax:Pendulum-v1", "playground:CartpoleBalance"),
+        (REPPO, "reppo-score_gae"),
+        num_seeds=3,
+        preset="cpu",
+        options={"total_steps": 20_480, "num_evals": 5, "eval_episodes": 16},
+        together=3,
+    ),
+}
+
+
+def suite(name: str) -> Suite:
+    """A suite by its name."""
+    if name not in SUITES:
+        raise ConfigError(f"no suite {name!r}{nearest(name, SUITES)}; there are {', '.join(SUITES)}")
+    return SUITES[name]

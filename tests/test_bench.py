@@ -1,0 +1,399 @@
+"""`reppo bench`: what a suite asks for, what is skipped, what is recorded, and what is left out of it."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import TINY
+
+from reppo import cli
+from reppo.bench import records, runner, suites
+from reppo.bench.records import Key, Record
+from reppo.bench.runner import Bench, Job, Local, make_plan
+from reppo.bench.suites import ABLATIONS, ALGORITHMS, BASELINES, DMC23, SUITES, Suite
+from reppo.config import PRESETS, ConfigError, preset
+
+CHANGES = {
+    field.name: getattr(TINY, field.name)
+    for field in dataclasses.fields(TINY)
+    if getattr(TINY, field.name) != getattr(preset("cpu"), field.name)
+}
+SMALL = Suite("for tests", ("probe:TargetReach",), ("reppo",), num_seeds=2, preset="cpu", options=CHANGES, together=2)
+
+
+# ------------------------------------------------------------------------------------------- suites
+
+
+def test_the_reference_returns_are_the_published_ones(root: Path) -> None:
+    with (root / "results" / "published" / "dmc_norm_reference.csv").open(newline="") as file:
+        assert {row["task"]: float(row["ref_best_mean"]) for row in csv.DictReader(file)} == DMC23
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_suite_can_be_configured(name: str) -> None:
+    suite = SUITES[name]
+    assert set(suite.algorithms) <= ALGORITHMS.keys() | set(BASELINES)
+    for algorithm in set(suite.algorithms) & ALGORITHMS.keys():
+        ALGORITHMS[algorithm].configured(suite.config).validate()
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_differs_in_what_it_names_alone(name: str) -> None:
+    base, algorithm = PRESETS["paper-large"], ABLATIONS[name]
+    config = algorithm.configured(base)
+    changed = {f.name for f in dataclasses.fields(base) if getattr(base, f.name) != getattr(config, f.name)}
+    assert changed == algorithm.options.keys() | ({"num_steps", "num_minibatches"} if algorithm.data_divisor > 1 else set())
+    assert bool(changed) == (name != "reppo")
+
+
+def test_less_data_per_update_is_the_papers() -> None:
+    base = PRESETS["paper-large"]
+    assert ABLATIONS["reppo-medium"].configured(base) == PRESETS["paper-medium"]
+    assert ABLATIONS["reppo-small"].configured(base) == PRESETS["paper-small"]
+    with pytest.raises(ConfigError, match="must be multiples of 4"):
+        ABLATIONS["reppo-small"].configured(dataclasses.replace(base, num_steps=6))
+
+
+@pytest.mark.parametrize(
+    ("name", "preset_name"),
+    [
+        ("reppo", "paper-large"),
+        ("reppo-fixed", "cpu"),
+        ("reppo-mse", "cpu"),
+        ("reppo-no_aux", "cpu"),
+        ("reppo-small", "cpu"),
+    ],
+)
+def test_the_command_of_a_run_has_its_configuration(name: str, preset_name: str) -> None:
+    base = dataclasses.replace(PRESETS[preset_name], total_steps=12_345, v_min=-0.1, actor_obs=("a", "b"))
+    job = Job("s", name, "probe:TargetReach", (3, 4), ABLATIONS[name].configured(base), preset_name)
+    args = cli.arguments("train", job.command[1:])
+    assert args.config == job.config
+    assert (args.env, args.seed, args.seeds) == ("probe:TargetReach", 3, 2)
+
+
+# ------------------------------------------------------------------------------------------- planning
+
+
+def test_a_plan_of_nothing_done(tmp_path: Path) -> None:
+    plan = make_plan("laptop", SUITES["laptop"], tmp_path)
+    assert not plan.done
+    assert {job.algorithm for job in plan.jobs} == {"reppo", "reppo-score_q", "reppo-score_gae"} | (
+        set(BASELINES) & ALGORITHMS.keys()
+    )
+    assert all(list(job.seeds) == list(range(10)) for job in plan.jobs)
+    few = make_plan(
+        "laptop", SUITES["laptop"], tmp_path, tasks=["CartpoleSwingup"], algorithms=["reppo"], seeds=3, together=2
+    )
+    assert [(job.env, job.seeds) for job in few.jobs] == [
+        ("playground:CartpoleSwingup", (0, 1)),
+        ("playground:CartpoleSwingup", (2,)),
+    ]
+    assert [job.name for job in few.jobs] == [
+        "laptop/reppo/playground-CartpoleSwingup-seeds0-1",
+        "laptop/reppo/playground-CartpoleSwingup-seed2",
+    ]
+
+
+def test_what_cannot_run_here_is_named(tmp_path: Path) -> None:
+    plan = make_plan("maniskill8", SUITES["maniskill8"], tmp_path, tasks=["PokeCube-v1"], algorithms=["reppo"])
+    if "maniskill" not in cli.envs.SUITES:
+        assert not plan.jobs
+        assert runner.summarised(plan.impossible) == {"there is no environment maniskill:PokeCube-v1 here yet": 20}
+    unknown = dataclasses.replace(SMALL, tasks=("probe:Nothing",), algorithms=("reppo", "nothing"))
+    found = make_plan("small", unknown, tmp_path)
+    assert [job.problem for job in found.impossible] == [
+        "probe has no task Nothing here",
+        "there is no algorithm nothing here yet",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["smok"], "no suite 'smok'; did you mean smoke?"),
+        (["smoke", "--tasks", "Pendulum"], "smoke has no task 'Pendulum'; did you mean Pendulum-v1?"),
+        (["smoke", "--algorithms", "ppo2"], "smoke has no algorithm 'ppo2'"),
+        (["smoke", "--seeds", "4"], "smoke has 3 seeds, got 4"),
+        (["smoke", "--seeds", "0"], "must be at least 1, got 0"),
+        (["smoke", "--at-once", "0"], "--at-once must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", *words, "--results", str(tmp_path)]) == cli.USER_ERROR
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_the_commands_and_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "smoke", "--tasks", "TargetReach", "--results", str(tmp_path), "--work", str(tmp_path / "work")]
+    assert cli.main([*words, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "smoke: 0 runs are done, 6 to run, in 2 processes" in out
+    assert "  reppo train probe:TargetReach --preset cpu --seed 0 --seeds 3 --total-steps 20480" in out
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------- running
+
+Process = Callable[[Sequence[str], Path], int]
+
+
+class InOrder:
+    """A launcher without threads: a run that is trained here sets signal handlers, which only the main thread may."""
+
+    def run(self, jobs: Sequence[Job], work: Callable[[Job], list[Job]], stop: Callable[[], None]) -> None:
+        del stop
+        waiting = list(jobs)
+        while waiting:
+            waiting += work(waiting.pop(0))
+
+
+def in_this_process(words: Sequence[str], log: Path) -> int:
+    """What a job's process does, without another start of Python."""
+    del log
+    assert list(words[1:3]) == ["-m", "reppo"]
+    return cli.main(words[3:])
+
+
+def benching(tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch) -> tuple[Bench, list[str]]:
+    said: list[str] = []
+    bench = Bench(tmp_path / "results", tmp_path / "work", said.append)
+    monkeypatch.setattr(bench, "process", process)
+    return bench, said
+
+
+def test_a_suite_is_run_recorded_and_then_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, said = benching(tmp_path, in_this_process, monkeypatch)
+    bench.run(make_plan("small", SMALL, bench.results).jobs, InOrder())
+    assert not bench.failed
+    assert len(said) == 1
+    assert said[0].startswith("reppo on probe:TargetReach, seeds 0 to 1: ")
+    found = records.read_all(bench.results)
+    assert not found.problems
+    assert [record.key.seed for record in found.records] == [0, 1]
+    with (tmp_path / "work" / "small/reppo/probe-TargetReach-seeds0-1" / "evaluations.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["seed"] == "1"]
+    record = found.records[1]
+    np.testing.assert_allclose(record.returns, [float(row["eval/return"]) for row in rows])
+    assert record.steps.tolist() == [0, 192]
+    assert (record.status, record.seeds_together) == ("complete", 2)
+    assert record.config["total_steps"] == 192
+    assert record.command.startswith("reppo train probe:TargetReach --preset cpu --seed 0 --seeds 2 ")
+
+    again = make_plan("small", SMALL, bench.results)
+    assert not again.jobs
+    assert again.done == [Key("small", "reppo", "probe:TargetReach", seed) for seed in (0, 1)]
+    more = make_plan("small", dataclasses.replace(SMALL, num_seeds=4), bench.results)
+    assert [job.seeds for job in more.jobs] == [(2, 3)]
+    # With other options it would be another run, and skipping it a lie.
+    other = dataclasses.replace(SMALL, options={**CHANGES, "gamma": 0.9})
+    with pytest.raises(ConfigError, match=r"TargetReach-seed0.json was made with other options .*gamma 0.99 -> 0.9"):
+        make_plan("small", other, bench.results)
+
+
+def test_a_run_that_was_stopped_is_resumed_and_does_not_count_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+
+    def stopped(words: Sequence[str], log: Path) -> int:
+        ran.append(list(words))
+        assert in_this_process(words, log) == 0
+        (Path(words[-1]) / "summary.json").unlink(missing_ok=True)  # what it would have written last
+        return runner.STOPPED
+
+    bench, _ = benching(tmp_path, stopped, monkeypatch)
+    jobs = make_plan("small", SMALL, bench.results).jobs
+    with pytest.raises(runner.Interrupted, match="was stopped; the same command goes on"):
+        bench.run(jobs, InOrder())
+    assert records.read_all(bench.results).records == []
+
+    bench, _ = benching(tmp_path, lambda words, log: ran.append(list(words)) or in_this_process(words, log), monkeypatch)
+    bench.run(make_plan("small", SMALL, bench.results).jobs, InOrder())
+    assert ran[0][3] == "train"
+    assert ran[1][3:] == ["resume", ran[0][-1]]
+    assert len(records.read_all(bench.results).records) == 2
+
+
+def test_a_directory_of_another_run_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, _ = benching(tmp_path, in_this_process, monkeypatch)
+    (job,) = make_plan("small", SMALL, bench.results).jobs
+    directory = bench.work / job.name
+    directory.mkdir(parents=True)
+    (directory / "precious").touch()
+    assert bench.free_directory(job) == directory.with_name(directory.name + "-2")
+
+
+def test_a_process_that_failed_is_recorded_and_launched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(words: Sequence[str], log: Path) -> int:
+        del words
+        log.write_text("something\nreppo: out of memory\n")
+        return 2
+
+    bench, said = benching(tmp_path, failing, monkeypatch)
+    jobs = make_plan("small", SMALL, bench.results).jobs
+    bench.run(jobs, InOrder())
+    assert bench.failed == jobs
+    assert said == ["reppo on probe:TargetReach, seeds 0 to 1: failed: exit code 2: out of memory"]
+    found = records.read_all(bench.results).records
+    assert [(record.status, record.problem) for record in found] == 2 * [("failed", "exit code 2: out of memory")]
+    assert make_plan("small", SMALL, bench.results).jobs == jobs
+
+
+def test_a_process_that_left_nothing_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, said = benching(tmp_path, lambda words, log: 0, monkeypatch)
+    bench.run(make_plan("small", SMALL, bench.results).jobs, InOrder())
+    assert "does not hold a finished run" in said[0]
+    assert len(bench.failed) == 1
+
+
+def test_seeds_that_one_of_them_has_ended_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverging(words: Sequence[str], log: Path) -> int:
+        code = in_this_process(words, log)
+        log.write_text("reppo: seed 1 stopped at 192 steps\n")
+        alone = "--seeds" not in words
+        return runner.DIVERGED if not alone or words[words.index("--seed") + 1] == "1" else code
+
+    bench, said = benching(tmp_path, diverging, monkeypatch)
+    bench.run(make_plan("small", SMALL, bench.results).jobs, InOrder())
+    assert "each seed is run again by itself" in said[0]
+    found = records.read_all(bench.results).records
+    assert [(r.status, r.problem) for r in found] == [("complete", ""), ("diverged", "seed 1 stopped at 192 steps")]
+    # A run that failed is a run with the return it had: it is not launched again.
+    assert not make_plan("small", SMALL, bench.results).jobs
+
+
+def test_local_does_what_a_job_asks_for_and_stops_at_an_error() -> None:
+    def job(*seeds: int) -> Job:
+        return Job("s", "reppo", "probe:TargetReach", seeds, None, "cpu")
+
+    done: list[tuple[int, ...]] = []
+
+    def work(job: Job) -> list[Job]:
+        done.append(tuple(job.seeds))
+        return [dataclasses.replace(job, seeds=(seed,)) for seed in job.seeds] if len(job.seeds) > 1 else []
+
+    Local(2).run([job(0, 1), job(2)], work, pytest.fail)
+    assert sorted(done) == [(0,), (0, 1), (1,), (2,)]
+
+    def broken(job: Job) -> list[Job]:
+        raise runner.Interrupted(str(job))
+
+    stopped: list[bool] = []
+    with pytest.raises(runner.Interrupted):
+        Local().run([job(0)], broken, lambda: stopped.append(True))
+    assert stopped == [True]
+
+
+def test_a_real_process_and_its_log(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, tmp_path, print)
+    log = tmp_path / "log"
+    python = runner.sys.executable
+    assert bench.process([python, "-c", "print('one'); print('reppo: two'); raise SystemExit(3)"], log) == 3
+    assert runner.last_words(log) == "two"
+    bench.stop()
+    assert bench.process([python, "-c", "import time; time.sleep(60)"], log) == -15
+
+
+# ------------------------------------------------------------------------------------------- files
+
+
+def record(seed: int = 0, **changes: object) -> Record:
+    config = {**dataclasses.asdict(TINY)}
+    curve = np.array([[0, 1.5, 2.0, 0.1, 8], [192, 2.5, 4.0, 0.2, 8]])
+    key = Key("small", "reppo", "probe:TargetReach", seed)
+    return dataclasses.replace(Record(key, "complete", "reppo train", {"config": config}, 3.0, 1, 1000, curve), **changes)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
+    path = records.write(record(), tmp_path)
+    back = records.read(path)
+    np.testing.assert_array_equal(back.curve, record().curve)
+    for field in dataclasses.fields(Record):
+        if field.name != "curve":
+            written = json.loads(json.dumps(getattr(record(), field.name)))
+            assert json.loads(json.dumps(getattr(back, field.name))) == written, field.name
+
+
+def test_a_return_that_is_not_finite_counts_as_the_one_before() -> None:
+    curve = record().curve.copy()
+    curve[1, 2] = np.nan
+    assert record(curve=curve).returns.tolist() == [2.0, 2.0]
+
+
+def spoil_table(path: Path) -> None:
+    table = path.with_suffix(".csv")
+    table.write_text(table.read_text().replace("4", "9"))
+
+
+def cut_table(path: Path) -> None:
+    table = path.with_suffix(".csv")
+    table.write_bytes(table.read_bytes()[:-5])
+
+
+def change(**values: object) -> Callable[[Path], None]:
+    return lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), **values}))  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (spoil_table, "seed0.csv is damaged: it is not the table that probe-TargetReach-seed0.json was written with"),
+        (cut_table, "seed0.csv is damaged"),
+        (lambda path: path.with_suffix(".csv").unlink(), "there is no probe-TargetReach-seed0.csv"),
+        (lambda path: path.write_text("{"), "seed0.json is damaged (JSONDecodeError"),
+        (lambda path: path.write_text("[1]"), "is not a result of `reppo bench`"),
+        (change(format="other"), "is not a result of `reppo bench`"),
+        (change(status="fine"), "it does not say which run it is"),
+        (change(seed="0"), "it does not say which run it is"),
+        (change(description=7), "is damaged (TypeError"),
+        (change(description={"config": {"total_steps": 1000}}), "has not ended: 192 of 1,000 steps"),
+        (lambda path: path.unlink(), "or its run has not ended"),
+    ],
+)
+def test_a_damaged_or_foreign_file_is_named_and_left_out(
+    damage: Callable[[Path], None], complaint: str, tmp_path: Path
+) -> None:
+    damage(records.write(record(0), tmp_path))
+    records.write(record(1), tmp_path)
+    found = records.read_all(tmp_path)
+    assert [r.key.seed for r in found.records] == [1]
+    assert len(found.problems) == 1
+    assert complaint in found.problems[0]
+
+
+def test_two_versions_of_one_run_are_refused(tmp_path: Path) -> None:
+    path = records.write(record(0), tmp_path)
+    for suffix in (".json", ".csv"):
+        shutil.copy(path.with_suffix(suffix), path.with_name("copy" + suffix))
+    with pytest.raises(ConfigError, match=r"two versions of one run, reppo on probe:TargetReach, seed 0: .*copy.json and"):
+        records.read_all(tmp_path)
+
+
+def test_seeds_of_other_options_are_refused(tmp_path: Path) -> None:
+    records.write(record(0), tmp_path)
+    other = {"config": {**dataclasses.asdict(TINY), "gamma": 0.5, "keep_best": False}}
+    records.write(record(1, description=other), tmp_path)
+    with pytest.raises(ConfigError, match=r"seed 1 differs from seed 0 in gamma 0.99 -> 0.5; keep one"):
+        records.read_all(tmp_path)
+
+
+def test_a_file_that_is_elsewhere_is_named(tmp_path: Path) -> None:
+    path = records.write(record(0), tmp_path)
+    for suffix in (".json", ".csv"):
+        path.with_suffix(suffix).rename(path.with_name("moved" + suffix))
+    found = records.read_all(tmp_path)
+    assert not found.records
+    assert "moved.json is not where reppo on probe:TargetReach, seed 0 of small belongs" in found.problems[0]
+
+
+def test_every_suite_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(suites.SUITES)
