@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -22,7 +22,7 @@ INK = "#010203"  #: stands for the page's own colour until it is written
 COLOURS = SEED_COLOURS
 COLOUR_NAMES = ("blue", "red", "green", "pink", "orange", "light blue")
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  #: with which lines that share a colour are told apart
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "reppo",
     "svg.fonttype": "none",
     "font.family": "sans-serif",

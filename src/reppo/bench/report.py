@@ -11,7 +11,7 @@ What is missing is listed with the command that would make it.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,7 +87,7 @@ def overview(found: records.Found, names: Sequence[str]) -> Section:
             "Learning curves, aggregates with intervals, and every run that was launched. Shaded and barred: 95 % "
             "stratified bootstrap intervals over seeds; tasks weigh alike. Dashed: published, not measured here."
         ),
-        Note(f"{len(found.records)} runs in {len(names)} suites. Hardware: {'; '.join(hardware) or 'none'}."),
+        Note(f"{len(found.records)} runs of {', '.join(names) or 'no suite'}. Hardware: {'; '.join(hardware) or 'none'}."),
     ]
     if failed:
         rows = [[r.key.suite, r.key.algorithm, r.key.env, str(r.key.seed), r.status, r.problem] for r in failed]
@@ -215,7 +215,10 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
         c = [normalised(group.env, REF_BEST, group.on(seconds, "seconds")) for group in groups]
         drawn.append(Line(algorithm, seconds, *statistics.sample_efficiency(c, resamples=500)))
     title = f"Wall-clock, {name}"
-    caption = "Seconds of the whole process, compilation included; where seeds shared a process, of all of them together."
+    caption = (
+        "Seconds since the process began, compilation included, and 0 before the first evaluation; where seeds shared a "
+        "process, of all of them together."
+    )
     image = figures.lines(drawn, title, x="seconds", y=f"IQM, {REF_BEST}")
     yield Figure(f"{name}-wall-clock", title, image, caption)
 
@@ -223,7 +226,7 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
     drawn = []
     for algorithm, groups in of.items():
         scores = [normalised(group.env, REF_BEST, group.finals) for group in groups]
-        profile = statistics.bootstrap(scores, over_thresholds(taus), resamples=500)
+        profile = statistics.bootstrap(scores, lambda s: statistics.performance_profile(s, taus), resamples=500)
         drawn.append(Line(algorithm, taus, *profile))
     title = f"Performance profile, {name}"
     caption = f"Share of runs whose final normalised return ({REF_BEST}) is above tau."
@@ -249,21 +252,12 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
         for other in others:
             x, y = ([normalised(g.env, REF_BEST, g.finals) for g in of[a]] for a in (first, other))
             found = statistics.probability_of_improvement(x, y)
-            values.append(Bar(f"{first} > {other}", *(float(v) for v in found)))
+            values.append(Bar(f"{first} > {other}", float(found.estimate), float(found.low), float(found.high)))
         title = f"Probability of improvement, {name}"
         image = figures.bars(values, title, x=f"P({first} > other)", reference=0.5)
         yield Figure(
             f"{name}-improvement", title, image, "Chance that a run of the first beats one of the other; ties half."
         )
-
-
-def over_thresholds(taus: Array) -> Callable[[statistics.Scores], Array]:
-    """`statistics.performance_profile` with leading axes, ``[..., T]``."""
-
-    def profile(scores: statistics.Scores) -> Array:
-        return np.mean([(task[..., None, :] > taus[:, None]).mean(axis=-1) for task in scores], axis=0)
-
-    return profile
 
 
 def interval(found: Interval, digits: int = 3) -> str:
@@ -395,11 +389,12 @@ def published_sections(published: Published) -> Iterator[Section]:
     blocks.append(Figure("published-reliability", title, image, "On DMC-23."))
     rows = published.rows("wallclock_aggregates")
     drawn = []
-    for algorithm in dict.fromkeys(r["algorithm"] for r in rows):
+    for algorithm in PAPER:
         x, y = columns([r for r in rows if r["algorithm"] == algorithm], "seconds", "mean_norm")
-        drawn.append(Line(algorithm, x, y, y, y, published=True))
+        if len(x):
+            drawn.append(Line(algorithm, x, y, y, y, published=True))
     title = "Published: wall-clock on DMC-23"
-    image = figures.lines(drawn[: 2 * len(figures.COLOURS)], title, x="seconds", y=f"mean, {REF_BEST}", size=(5.2, 4.2))
+    image = figures.lines(drawn, title, x="seconds", y=f"mean, {REF_BEST}")
     blocks.append(Figure("published-wall-clock", title, image, "Compilation included; without intervals."))
     rows = [r for r in published.rows("dmc_ablations") if r["data"].startswith("large")]
     values = [
@@ -451,7 +446,7 @@ def earlier(results: Path) -> Iterator[Section]:
             seeds = sorted({row["seed"] for row in own}, key=int)
             runs = [columns([row for row in own if row["seed"] == seed], "env_steps", "eval/return") for seed in seeds]
             grid = np.linspace(0, runs[0][0][-1], GRID)
-            scores = [np.stack([statistics.on_grid(*run, grid) for run in runs], axis=-1)]
+            scores = [np.stack([statistics.on_grid(x, y, grid) for x, y in runs], axis=-1)]
             line = Line("reppo, preset cpu", grid, *statistics.sample_efficiency(scores, statistics.mean, resamples=500))
             title = f"{env.partition(':')[2]}, the cpu preset"
             image = figures.lines([line], title, x="environment steps", y="return")
@@ -482,11 +477,6 @@ def missing(results: Path, found: Sequence[Record], published: Published) -> Sec
         blocks.append(Missing("published figures", "there is no results/published", "git checkout results/published"))
     if not (results / "toy").is_dir():
         blocks.append(Missing("the 2-D experiment", "there is no results/toy", "reppo toy"))
-    blocks.append(
-        Missing(
-            "memory of REPPO, PPO, SAC and FastTD3 on one task",
-            "the runs above have peak bytes, not their parts",
-            "reppo bench laptop",
-        )
-    )
+    what = "memory of REPPO, PPO, SAC and FastTD3 on one task"
+    blocks.append(Missing(what, "runs have their peak bytes, not the parts of them", "none yet"))
     return Section("Missing", blocks)

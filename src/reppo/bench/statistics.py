@@ -151,7 +151,7 @@ def bootstrap(
 
 
 def performance_profile(scores: Scores, thresholds: Array) -> Array:
-    r"""Share of runs above each threshold, ``[T]`` of scores without leading axes (the paper's run-score distribution):
+    r"""Share of runs above each of ``T`` thresholds, ``[..., T]`` (the paper's run-score distribution):
 
     $$ F(\tau) = \frac1M \sum_m \frac1{N_m} \sum_n 1[x_{mn} > \tau] $$
     """

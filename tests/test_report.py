@@ -1,0 +1,213 @@
+"""`reppo report`: every figure and table is in the page, nothing of a damaged file, and always the same bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from helpers import TINY
+
+from reppo import cli
+from reppo.bench import records, report
+from reppo.bench.figures import Bar, Line, bars, inlined, lines
+from reppo.bench.page import Figure, Missing, Section, Table, html, markdown
+from reppo.bench.records import Key, Record, Status
+from reppo.bench.suites import SUITES
+
+TASKS = ("playground:CartpoleBalance", "playground:CartpoleSwingup")
+DESCRIPTION = {
+    "config": {**dataclasses.asdict(TINY), "total_steps": 400_000},
+    "hardware": {"cpu": "Test CPU", "cpu_cores": 2, "devices": ["cpu"]},
+    "git": "0123456789abcdef",
+}
+
+
+def add(results: Path, algorithm: str, env: str, seed: int, finals: float, status: Status = "complete") -> Path:
+    """A run that rises linearly to a return."""
+    steps = np.linspace(0, 400_000, 5)
+    curve = np.stack([steps, steps / 1000, finals * steps / steps[-1], 0 * steps, 64 + 0 * steps], axis=1)
+    key = Key("laptop", algorithm, env, seed)
+    return records.write(Record(key, status, "reppo train", DESCRIPTION, 400.0, 1, 2**30, curve), results)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two algorithms on two tasks, unequal numbers of seeds, a run that failed, a damaged table."""
+    results = tmp_path_factory.mktemp("results")
+    for env in TASKS:
+        for seed in range(4):
+            add(results, "reppo", env, seed, 900 + 10 * seed)
+        for seed in range(2):
+            add(results, "reppo-score_gae", env, seed, 300 + seed)
+    key = Key("laptop", "reppo-score_gae", TASKS[0], 2)
+    empty = np.zeros((0, len(records.COLUMNS)))
+    records.write(Record(key, "failed", "reppo train", {}, 1.0, 1, None, empty, "out of <memory>"), results)
+    damaged = add(results, "reppo", TASKS[0], 9, 777777.0)
+    damaged.with_suffix(".csv").write_text("env_steps\n")
+    return results
+
+
+@pytest.fixture(scope="module")
+def sections(results: Path) -> list[Section]:
+    return report.page(results)
+
+
+def blocks(sections: Sequence[Section], kind: type) -> list:
+    return [block for section in sections for block in section.blocks if isinstance(block, kind)]
+
+
+def table(sections: Sequence[Section], name: str) -> Table:
+    return next(t for t in blocks(sections, Table) if t.id == name)
+
+
+def test_every_figure_and_table_is_in_both_pages(sections: list[Section]) -> None:
+    page, text = html(sections), markdown(sections)
+    found = blocks(sections, Figure)
+    assert {figure.id for figure in found} == {
+        *(f"laptop-{n}" for n in ("sample-efficiency", "wall-clock", "profile", "reliability", "improvement")),
+        *(f"laptop-{env.replace(':', '-')}" for env in TASKS),
+    }
+    for figure in found:
+        assert page.count(f'<figure id="{figure.id}">\n<svg ') == 1
+        assert f"](figures/{figure.id}.svg)" in text
+        ElementTree.fromstring(figure.standalone)
+    assert page.count("<svg") == page.count("</svg>") == len(found)
+    for entry in blocks(sections, Table):
+        for cell in (cell for row in entry.rows for cell in row):
+            assert cell.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;") in page
+            assert cell.replace("|", "\\|") in text
+    assert not re.search(r'(?:src|href)="(?!#)', page.replace("xlink:href", "")), "it needs something else"
+    assert "@media (prefers-color-scheme: dark)" in page
+    assert 'name="viewport"' in page
+
+
+def test_the_numbers_are_those_of_the_runs(sections: list[Section]) -> None:
+    rows = {(row[0], row[1]): row for row in table(sections, "laptop-aggregates").rows}
+    # Finals 900, 910, 920, 930 on both tasks; and 300, 301.
+    assert all(cell.startswith("0.915 [0.9") for cell in rows["reppo", "/1000"][2:4])
+    assert rows["reppo", "/1000"][4].startswith("0.915 [0.9")
+    assert rows["reppo-score_gae", "/1000"][4].startswith(("0.300 ", "0.301 "))
+    assert rows["reppo", "ref_best"][4].startswith(f"{(915 / 999.8 + 915 / 875.4) / 2:.3f} ")
+    assert [rows[a, "/1000"][5] for a in ("reppo", "reppo-score_gae")] == ["4", "2"]
+    reliability = {row[0]: row[1:] for row in table(sections, "laptop-reliability-table").rows}
+    assert reliability["reppo"] == ["1.000 [1.000, 1.000]", "1.00", "1.00"]
+    assert reliability["reppo-score_gae"] == ["0.000 [0.000, 0.000]", "0.00", "0.00"]
+
+
+def test_unequal_seeds_and_failures_are_shown(sections: list[Section]) -> None:
+    seeds = table(sections, "laptop-seeds")
+    assert seeds.rows == [[TASKS[0], "4", "2 (+1 failed)"], [TASKS[1], "4", "2"]]
+    assert "unequal" in seeds.caption
+    runs = table(sections, "laptop-runs").rows
+    assert len(runs) == 13
+    assert [row[-1] for row in runs].count("failed") == 1
+    text = markdown(sections)
+    assert "out of <memory>" in text
+    assert "out of &lt;memory&gt;" in html(sections)
+    assert "seed9.csv is damaged" in text
+    assert "777777" not in text
+
+
+def test_what_is_missing_has_a_command(sections: list[Section]) -> None:
+    missing = {entry.what: entry for entry in blocks(sections, Missing)}
+    assert missing["laptop: reppo"].why == "12 of 20 runs"
+    assert missing["laptop: reppo"].command == "reppo bench laptop --algorithms reppo"
+    assert {f"{name}: {algorithm}" for name, suite in SUITES.items() for algorithm in suite.algorithms} <= missing.keys()
+    for entry in missing.values():
+        command, *rest = entry.command.split()[1:]
+        if entry.command.startswith("reppo bench"):
+            cli.arguments(command, rest)
+
+
+def test_the_same_results_give_the_same_bytes(results: Path, tmp_path: Path) -> None:
+    first, again = report.write(results, tmp_path / "a"), report.write(results, tmp_path / "b")
+    assert [path.relative_to(tmp_path / "a") for path in first] == [path.relative_to(tmp_path / "b") for path in again]
+    for path, other in zip(first, again, strict=True):
+        assert path.read_bytes() == other.read_bytes(), path.name
+    assert len(first) == 2 + 7
+
+
+def test_published_figures_are_drawn(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(root / "results" / "published", tmp_path / "published")
+    monkeypatch.setattr(report, "DMC23", {"CheetahRun": 933.1})  # the rest is drawn alike
+    ids = {figure.id for figure in blocks(report.page(tmp_path), Figure)}
+    names = ("dmc-ref-best", "dmc-1000", "reliability", "wall-clock", "ablations", "maniskill", "CheetahRun")
+    assert ids == {f"published-{name}" for name in names}
+    curves = {line.name: line for line in report.Published(tmp_path / "published").task("CheetahRun")}
+    assert curves["reppo_large"].y[-1] == pytest.approx(920, abs=40)
+
+
+def test_a_curve_is_drawn_beside_the_published_one_where_steps_are_comparable(root: Path) -> None:
+    published = report.Published(root / "results" / "published")
+    key = Key("dmc23", "reppo", "playground:CheetahRun", 0)
+    for steps, expected in ((50_000_000, True), (1_000_000, False)):
+        curve = np.array([[0, 0, 0, 0, 1], [steps, 9, 900, 0, 1.0]])
+        run = Record(key, "complete", "", DESCRIPTION, 1, 1, None, curve)
+        (figure,) = report.task_curves("dmc23", report.groups_of([run]), published)
+        assert isinstance(figure, Figure)
+        assert ("reppo_large" in figure.svg) == expected
+        assert ("933.1" in figure.caption) != expected
+
+
+def test_seconds_before_the_first_evaluation_count_as_nothing() -> None:
+    curve = np.array([[0, 10.0, 5, 0, 1], [8, 20.0, 7, 0, 1]])
+    run = Record(Key("s", "reppo", "e", 0), "complete", "", {}, 1, 1, None, curve)
+    assert report.run_on(run, np.array([0.0, 10.0, 19.0, 25.0]), "seconds").tolist() == [0, 5, 5, 7]
+
+
+def test_figures_take_the_ink_of_the_page() -> None:
+    x = np.arange(3.0)
+    image = lines([Line('a "<b>"', x, x, x - 1, x + 1)], 'a "<b>"', x="x", y="y")
+    assert "currentColor" in image
+    assert "#010203" not in image
+    assert 'aria-label="a &quot;&lt;b&gt;&quot;"' in image
+    assert "<metadata>" not in image
+    assert "<text" in image  # text stays text
+    assert image == lines([Line('a "<b>"', x, x, x - 1, x + 1)], 'a "<b>"', x="x", y="y")
+    assert "name" in bars([Bar("name", 1, 0, 2)], "bars", x="x", reference=0.5)
+    assert inlined("<?xml?><svg a='1'><g id=\"axes_1\"></g></svg>", "t") == (
+        '<svg a=\'1\' role="img" aria-label="t"><g></g></svg>'
+    )
+
+
+def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(tmp_path / "nowhere")]) == cli.USER_ERROR
+    assert "there is no folder" in capsys.readouterr().err
+    path = add(tmp_path, "reppo", TASKS[0], 0, 1.0)
+    for suffix in (".json", ".csv"):
+        shutil.copy(path.with_suffix(suffix), path.with_name("copy" + suffix))
+    assert cli.main(["report", str(tmp_path)]) == cli.USER_ERROR
+    assert "two versions of one run" in capsys.readouterr().err
+
+
+BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here to load the page in")
+def test_a_browser_loads_the_page_and_lays_out_every_figure(sections: list[Section], tmp_path: Path) -> None:
+    page = tmp_path / "index.html"
+    # A phone's width, by a frame: headless windows are never so narrow. The script writes what it measures.
+    page.write_text(html(sections))
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        '<iframe id="f" src="index.html" style="width:360px;height:640px;border:0"></iframe><pre id="out"></pre><script>'
+        "f.onload=()=>{const d=f.contentDocument;const s=[...d.querySelectorAll('figure svg')].map(e=>"
+        "e.getBoundingClientRect()).map(r=>[Math.round(r.width),Math.round(r.height)].join('x'));"
+        "out.textContent='seen '+s.join(' ')+' page '+d.documentElement.scrollWidth}</script>"
+    )
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom", frame.as_uri()]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    seen = re.search(r">seen ([\dx ]*) page (\d+)<", out)
+    assert seen is not None, out[-500:]
+    sizes = [tuple(map(int, size.split("x"))) for size in seen[1].split()]
+    assert len(sizes) == len(blocks(sections, Figure))
+    assert all(250 < width <= 360 and height > 50 for width, height in sizes), sizes
+    assert int(seen[2]) <= 360  # nothing makes the page wider than the phone
