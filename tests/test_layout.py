@@ -22,7 +22,7 @@ MATHS_LIBRARIES = {"jax", "equinox", "optax", "numpy"}
 SIMULATORS = {"mujoco_playground", "mujoco", "brax", "gymnax", "gymnasium", "envpool", "mani_skill", "mjlab", "torch"}
 
 #: Modules that may open files. What they write is a run's, or the user asked for it.
-DISK = {"checkpoint", "sinks", "export", "files", "run_directory", "plot", "faults", "provenance", "bench"}
+DISK = {"checkpoint", "sinks", "export", "files", "run_directory", "plot", "faults", "provenance", "bench", "toy"}
 
 #: Calls that read or change what is on a disk, by name of function or method.
 OPENING = {

@@ -1,6 +1,5 @@
 """The command line: ``reppo train``, ``reppo resume``, ``reppo eval``, ``reppo envs``, ``reppo check-env``,
-``reppo repro``, ``reppo bench``,
-``reppo report``.
+``reppo repro``, ``reppo bench``, ``reppo report``, ``reppo toy``.
 
 A command is a dataclass of its arguments and a function; `COMMANDS` lists them, and `reppo.options` parses them.
 """
@@ -42,7 +41,7 @@ from reppo.evaluate import evaluate_policy
 from reppo.files import drop_truncated
 from reppo.interrupt import KILLED, STOPPED, Interrupt, Stopped
 from reppo.options import INLINE, unset
-from reppo.run_directory import new_run_name, read_description
+from reppo.run_directory import check_free, new_run_name, read_description
 from reppo.sinks import Sink, WandbSink
 
 DEFAULT_ENV = "playground:CartpoleSwingup"
@@ -445,6 +444,35 @@ def report(args: ReportArgs) -> None:
     print(f"{written[0]}\n{written[1]}")
 
 
+@dataclasses.dataclass(frozen=True)
+class ToyArgs:
+    """Run the paper's 2-D experiment: paths, variance and bias of each gradient estimator on a known surface.
+
+    Examples:
+      reppo toy
+      reppo toy --seed 1 --out runs/toy
+    """
+
+    seed: int = 0
+    """Of the paths, of the fitted networks, and of the replicates."""
+    out: Annotated[Path | None, unset("PATH")] = None
+    """A new directory for the picture and its numbers. Unset: runs/toy-DATE-TIME."""
+
+
+def toy(args: ToyArgs) -> None:
+    from reppo.toy import experiment, figure
+
+    if not 0 <= args.seed < 2**32:
+        raise ConfigError(f"--seed must be between 0 and 2**32 - 1, got {args.seed}")
+    out = args.out or Path("runs") / new_run_name("toy")
+    check_free(out)
+    settings = experiment.Settings(seed=args.seed)
+    with working("compiling, then climbing"), jax.default_matmul_precision("highest"):
+        figure.save(out, settings, experiment.run(settings))
+    print(f"picture   {shown(out / 'toy.png')}")
+    print(f"numbers   {shown(out / 'paths.csv')}, {shown(out / 'gradients.csv')}")
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train": (TrainArgs, train),
     "resume": (ResumeArgs, resume),
@@ -454,6 +482,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "repro": (ReproArgs, repro),
     "bench": (BenchArgs, bench),
     "report": (ReportArgs, report),
+    "toy": (ToyArgs, toy),
 }
 
 
