@@ -115,6 +115,18 @@ def test_what_cannot_run_here_is_named(tmp_path: Path) -> None:
     ]
 
 
+def test_a_signal_stops_in_good_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bench, "job", interrupted)
+    words = ["bench", "smoke", "--tasks", "TargetReach", "--results", str(tmp_path), "--work", str(tmp_path / "work")]
+    assert cli.main(words) == runner.STOPPED
+    assert "the same command goes on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -138,6 +150,15 @@ def test_a_dry_run_shows_the_commands_and_runs_nothing(tmp_path: Path, capsys: p
     assert "smoke: 0 runs are done, 6 to run, in 2 processes" in out
     assert "  reppo train probe:TargetReach --preset cpu --seed 0 --seeds 3 --total-steps 20480" in out
     assert not list(tmp_path.iterdir())
+
+
+def test_a_baseline_is_one_more_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = suites.Algorithm("another", command=("other", "way"), presets={"cpu": "small"}, several_seeds=False)
+    monkeypatch.setitem(ALGORITHMS, "other", other)
+    jobs = make_plan("small", dataclasses.replace(SMALL, algorithms=("other",)), tmp_path).jobs
+    assert [job.seeds for job in jobs] == [(0,), (1,)]
+    words = "reppo other way probe:TargetReach --preset small --seed 1 --total-steps 192 --num-evals 1 --eval-episodes 8"
+    assert runner.shown_command(jobs[1]) == words
 
 
 # ------------------------------------------------------------------------------------------- running

@@ -410,16 +410,16 @@ def run_plan(args: BenchArgs, jobs: Sequence[Any]) -> None:
     """Run the jobs of a plan; SIGTERM stops them as Ctrl-C does."""
     from reppo.bench import runner
 
-    benching = runner.Bench(args.results, args.work / str(args.suite), lambda line: print(line, flush=True))
+    benching = runner.Bench(args.results, args.work, lambda line: print(line, flush=True))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         benching.run(jobs, runner.Local(args.at_once))
-    except runner.Interrupted as stopped:
-        raise Stopped(str(stopped)) from None
+    except (KeyboardInterrupt, runner.Interrupted):
+        raise Stopped("stopped; its processes have saved, and the same command goes on") from None
     finally:
         signal.signal(signal.SIGTERM, before)
     if benching.failed:
-        raise ConfigError(f"{len(benching.failed)} of {len(jobs)} processes failed; their logs are under {benching.work}")
+        raise ConfigError(f"{len(benching.failed)} of {len(jobs)} processes failed; their logs are under {args.work}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,7 +68,8 @@ class Job:
             return [*algorithm.command, self.env, "--preset", self.preset, *seeds, *as_options(self.config, self.preset)]
         kept = ("total_steps", "num_evals", "eval_episodes")
         words = [word for name in kept for word in (options.flag(name), str(getattr(self.config, name)))]
-        return [*algorithm.command, self.env, *seeds, *words]
+        preset = ["--preset", algorithm.presets[self.preset]] if self.preset in algorithm.presets else []
+        return [*algorithm.command, self.env, *preset, *seeds, *words]
 
     def __str__(self) -> str:
         many = f"seeds {self.seeds[0]} to {self.seeds[-1]}" if len(self.seeds) > 1 else f"seed {self.seeds[0]}"
@@ -156,7 +157,8 @@ def make_plan(
                     plan.done.append(record.key)
                 else:
                     missing.append(seed)
-            plan.jobs.extend(Job(name, algorithm, env, group, config, suite.preset) for group in grouped(missing, together))
+            size = together if ALGORITHMS[algorithm].several_seeds else 1
+            plan.jobs.extend(Job(name, algorithm, env, group, config, suite.preset) for group in grouped(missing, size))
     return plan
 
 
@@ -262,8 +264,11 @@ class Bench:
 
     def run(self, jobs: Sequence[Job], launcher: Launcher) -> None:
         """Run all jobs; those that fail are in `failed`. Processes end with this one, and can be resumed."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        with run_directory.locked(self.work):
+        if not jobs:
+            return
+        folder = self.work / jobs[0].suite
+        folder.mkdir(parents=True, exist_ok=True)
+        with run_directory.locked(folder):
             launcher.run(jobs, self.job, self.stop)
 
     def stop(self) -> None:
@@ -309,7 +314,7 @@ class Bench:
         """The run directory to go on in, or a new one: one of something else is never touched."""
         for number in range(1, 1000):
             directory = self.work / (job.name + (f"-{number}" if number > 1 else ""))
-            if not directory.exists() or (ALGORITHMS[job.algorithm].is_reppo and is_of(job, directory)):
+            if not directory.exists() or is_of(job, directory):
                 return directory
         raise ConfigError(f"there are too many directories like {self.work / job.name}; remove some")
 
@@ -350,8 +355,11 @@ def is_of(job: Job, directory: Path) -> bool:
     except ConfigError:
         return False
     assert job.config is not None
-    same = description["env"] == job.env and description["seeds"] == list(job.seeds)
-    return same and not records.differences(description["config"], dataclasses.asdict(job.config))
+    if description["env"] != job.env or description["seeds"] != list(job.seeds):
+        return False
+    if not ALGORITHMS[job.algorithm].is_reppo:
+        return description.get("algorithm", job.algorithm) == job.algorithm
+    return not records.differences(description["config"], dataclasses.asdict(job.config))
 
 
 def last_words(log: Path) -> str:

@@ -57,19 +57,22 @@ def dmc_task(env: str) -> str | None:
 class Algorithm:
     """One line of a comparison: a command of ``reppo``, and how its configuration differs from the suite's.
 
-    A baseline plugs in with a command of its own. It is called as ``reppo COMMAND ENV --seed S --seeds N --out DIR``, with
-    ``--total-steps``, ``--num-evals`` and ``--eval-episodes``, and leaves in ``DIR`` what a run of `reppo train` leaves:
-    ``config.json``, ``evaluations.csv`` and ``summary.json``.
+    A baseline plugs in with a command of its own. It is called as ``reppo COMMAND ENV --seed S --out DIR``, with
+    ``--total-steps``, ``--num-evals`` and ``--eval-episodes``, with ``--preset`` if it has `presets`, and with ``--seeds N``
+    if it trains several seeds at once. It leaves in ``DIR`` what a run of `reppo train` leaves: ``config.json``,
+    ``evaluations.csv`` and ``summary.json``; `reppo resume` goes on with one that was stopped.
     """
 
     about: str
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  #: of `Config`, in place of the suite's
     data_divisor: int = 1  #: of the steps per update; the size of a minibatch stays
     command: tuple[str, ...] = ("train",)
+    presets: Mapping[str, str] = dataclasses.field(default_factory=dict)  #: of a baseline, by the suite's preset
+    several_seeds: bool = True  #: whether one process can train several
 
     @property
     def is_reppo(self) -> bool:
-        """Whether it takes a `Config`, and can be resumed."""
+        """Whether it takes a `Config`."""
         return self.command == ("train",)
 
     def configured(self, base: Config) -> Config:
