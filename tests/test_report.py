@@ -156,6 +156,16 @@ def test_a_curve_is_drawn_beside_the_published_one_where_steps_are_comparable(ro
         assert ("933.1" in figure.caption) != expected
 
 
+def test_the_toy_is_drawn_or_said_to_be_damaged(root: Path, tmp_path: Path) -> None:
+    shutil.copy(root / "results" / "toy_gradients.csv", tmp_path)
+    (section,) = report.toy(tmp_path)
+    assert [figure.id for figure in blocks([section], Figure)] == ["toy-variance", "toy-bias"]
+    assert all("pathwise, weak surrogate" in figure.svg for figure in blocks([section], Figure))
+    (tmp_path / "toy_gradients.csv").write_text("estimator,samples\nscore,2\n")
+    (section,) = report.toy(tmp_path)
+    assert "toy_gradients.csv is damaged" in markdown([section])
+
+
 def test_seconds_before_the_first_evaluation_count_as_nothing() -> None:
     curve = np.array([[0, 10.0, 5, 0, 1], [8, 20.0, 7, 0, 1]])
     run = Record(Key("s", "reppo", "e", 0), "complete", "", {}, 1, 1, None, curve)

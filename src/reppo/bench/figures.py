@@ -109,8 +109,9 @@ def lines(
     size: tuple[float, float] = (5.2, 3.4),
     legend: bool = True,
     y_range: tuple[float, float] | None = None,
+    log: bool = False,
 ) -> str:
-    """Curves with shaded intervals."""
+    """Curves with shaded intervals; ``log``: both axes are logarithmic."""
 
     def draw(axes: Axes) -> None:
         for curve, (colour, dash) in zip(curves, styles(curves), strict=True):
@@ -118,6 +119,9 @@ def lines(
             axes.plot(curve.x, curve.y, color=colour, linestyle=dash, linewidth=1.6, label=curve.name)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
+        if log:
+            axes.set_xscale("log")
+            axes.set_yscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: short(value))
         axes.yaxis.set_major_formatter(lambda value, _: short(value))
         axes.grid()

@@ -72,7 +72,12 @@ def page(results: Path) -> list[Section]:
     sections = [overview(found, names)]
     for name in names:
         sections.append(suite_section(name, [r for r in found.records if r.key.suite == name], published))
-    sections += [*published_sections(published), *earlier(results), missing(results, found.records, published)]
+    sections += [
+        *published_sections(published),
+        *toy(results),
+        *earlier(results),
+        missing(results, found.records, published),
+    ]
     return [section for section in sections if section.blocks]
 
 
@@ -432,6 +437,37 @@ def published_sections(published: Published) -> Iterator[Section]:
 # ------------------------------------------------------------------------------------------------ earlier, and missing
 
 
+TOY = {
+    "score": "score function",
+    "reused": "score function, reused samples",
+    "pathwise": "pathwise, true function",
+    "strong": "pathwise, strong surrogate",
+    "weak": "pathwise, weak surrogate",
+}
+
+
+def toy(results: Path) -> Iterator[Section]:
+    """Variance and bias of gradient estimates, from ``results/toy_gradients.csv``, which `reppo toy` wrote."""
+    path = results / "toy_gradients.csv"
+    if not path.is_file():
+        return
+    blocks: list[Block] = [Note("Made by `reppo toy`; docs/toy.md has its picture, and says what is seen.")]
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for what in ("variance", "bias"):
+            drawn = []
+            for name in dict.fromkeys(row["estimator"] for row in rows):
+                x, y = columns([row for row in rows if row["estimator"] == name], "samples", what)
+                drawn.append(Line(TOY.get(name, name), x, y, y, y))
+            title = f"The 2-D experiment: {what} of the gradient"
+            image = figures.lines(drawn, title, x="samples", y=what, log=True)
+            blocks.append(Figure(f"toy-{what}", title, image, "Against the number of samples of an estimate."))
+    except (KeyError, ValueError, TypeError, csv.Error):
+        blocks = [Note(f"{path.name} is damaged or of another program; left out.")]
+    yield Section("The 2-D experiment", blocks)
+
+
 def earlier(results: Path) -> Iterator[Section]:
     """The curves of ``results/tasks_curves.csv``, which `benchmarks/learning.py` wrote."""
     path = results / "tasks_curves.csv"
@@ -475,8 +511,8 @@ def missing(results: Path, found: Sequence[Record], published: Published) -> Sec
             blocks.append(Missing(f"{name}: {algorithm}", reason, command))
     if not published.there:
         blocks.append(Missing("published figures", "there is no results/published", "git checkout results/published"))
-    if not (results / "toy").is_dir():
-        blocks.append(Missing("the 2-D experiment", "there is no results/toy", "reppo toy"))
+    if not (results / "toy_gradients.csv").is_file():
+        blocks.append(Missing("the 2-D experiment", "there is no results/toy_gradients.csv", "reppo toy"))
     what = "memory of REPPO, PPO, SAC and FastTD3 on one task"
     blocks.append(Missing(what, "runs have their peak bytes, not the parts of them", "none yet"))
     return Section("Missing", blocks)
