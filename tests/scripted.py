@@ -1,4 +1,5 @@
-"""An environment that follows a script, as Gymnasium and as EnvPool would offer it, and what each script means.
+"""An environment that follows a script, as Gymnasium, EnvPool and packages with torch would offer it, and what each script
+means.
 
 An observation is ``[script, episode, step, last action]``, a reward a function of the first three. How long an episode is
 and how it ends, terminated, truncated or both at once, is drawn from the seed. So a transition says where it belongs, and
@@ -9,13 +10,17 @@ from __future__ import annotations
 
 import os
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from reppo.envs.host import HostEnv
+from reppo.envs.spaces import Observations, read_actions
+from reppo.envs.torch_env import TensorEnv, TensorSimulator, TensorStep
 
 Array = npt.NDArray[Any]
 
@@ -149,6 +154,62 @@ def envpool_module() -> Any:
         registration=registration,
         list_all_envs=lambda: ["Scripted"],
     )
+
+
+class ScriptedTensors(TensorEnv):
+    """The same scripts as a package with torch would offer them, in arrays, which are tensors as far as DLPack knows.
+
+    One buffer is used for all observations, as a simulator may. ``resets_itself`` makes it one whose `step` has already
+    begun the next episodes when it returns.
+    """
+
+    def __init__(self, seeds: Sequence[int], resets_itself: bool):
+        self.num_envs, self.resets_itself = len(seeds), resets_itself
+        self.scripts = [Script(seed) for seed in seeds]
+        self.buffer, self.rewards = np.empty((len(seeds), 4)), np.empty(len(seeds))
+        self.seen: list[Sequence[int]] = []  #: the seeds of all resets
+
+    def reset(self, seeds: Sequence[int]) -> Any:
+        self.scripts = [Script(int(script.name)) for script in self.scripts]
+        return self.reset_rows(np.ones(self.num_envs, bool), seeds)
+
+    def reset_rows(self, rows: Array, seeds: Sequence[int]) -> Any:
+        self.seen.append(seeds)
+        for i in np.flatnonzero(rows):
+            self.buffer[i] = self.scripts[i].reset()
+        return self.buffer
+
+    def step(self, action: Any) -> TensorStep:
+        terminated, truncated = np.empty((2, self.num_envs), bool)
+        for i, script in enumerate(self.scripts):
+            self.buffer[i], self.rewards[i], terminated[i], truncated[i] = script.step(float(action[i, 0]))
+        success = self.buffer[:, 2] == 2
+        if not self.resets_itself:
+            return TensorStep(self.buffer, self.rewards, terminated, truncated, success)
+        next_obs = self.buffer.copy()
+        obs = self.reset_rows(terminated | truncated, [])
+        return TensorStep(next_obs, self.rewards, terminated, truncated, success, obs)
+
+    def close(self) -> None:
+        pass
+
+
+class TensorHostEnv(HostEnv):
+    """`ScriptedTensors` behind the shared adapter: ``batches`` of them, which share the environments out."""
+
+    name = "tensors:Scripted"
+    episode_length = TIME_LIMIT
+
+    def __init__(self, first_seed: int, batches: int | None = 1, resets_itself: bool = False):
+        self.observations = Observations(self.name, Scripted.observation_space)
+        self.actions = read_actions(self.name, Scripted.action_space)
+        self._how = first_seed, batches, resets_itself
+
+    def simulator(self, num_envs: int, episode_length: int) -> TensorSimulator:
+        first_seed, batches, resets_itself = self._how
+        seeds = np.array_split(np.arange(first_seed, first_seed + num_envs), batches or num_envs)
+        made = [ScriptedTensors([int(seed) for seed in part], resets_itself) for part in seeds]
+        return TensorSimulator(made, self.observations, self.actions, np.asarray)
 
 
 def episodes(transitions: list[Transition]) -> Iterator[list[Transition]]:

@@ -43,7 +43,7 @@ CONFIG = dataclasses.replace(TINY, num_envs=N, num_steps=8, num_minibatches=2, e
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:gymnasium.*", "ignore:.*global_norm:DeprecationWarning")
 
-ADAPTERS = ["loop", "NEXT_STEP", "SAME_STEP", "DISABLED", "envpool"]
+ADAPTERS = ["loop", "NEXT_STEP", "SAME_STEP", "DISABLED", "envpool", "tensors", "tensors alone", "tensors reset"]
 
 
 @pytest.fixture(params=ADAPTERS)
@@ -55,6 +55,8 @@ def make_env(adapter: str, monkeypatch: pytest.MonkeyPatch, num_envs: int = N) -
     if adapter == "envpool":
         monkeypatch.setattr(envpool_adapter, "_envpool", scripted.envpool_module)
         return envpool_adapter.make("Scripted")
+    if adapter.startswith("tensors"):
+        return scripted.TensorHostEnv(SEED, None if adapter == "tensors alone" else 1, adapter == "tensors reset")
     made = envs.make(Scripted if adapter == "loop" else lambda: scripted.vector(AutoresetMode[adapter], num_envs))
     assert isinstance(made, HostEnv)
     return made
@@ -195,7 +197,7 @@ def test_a_collectors_rollout_is_what_happened(env: HostEnv) -> None:
 
 
 def test_evaluation_counts_first_episodes_alone(env: HostEnv) -> None:
-    found, lengths, _ = first_episodes(start(env), squashed, SEED)  # pyright: ignore[reportGeneralTypeIssues]
+    found, lengths, *_ = first_episodes(start(env), squashed, SEED)  # pyright: ignore[reportGeneralTypeIssues]
     for n in range(N):
         first = next(scripted.episodes(scripted.reference(SEED + n, in_units, 10)))
         assert lengths[n] == len(first)

@@ -173,6 +173,8 @@ def evaluate(args: EvalArgs) -> None:
     results: dict[str, dict[str, np.ndarray]] = {}
     with explained_errors(env), working("compiling, then evaluating"):
         environment = envs.make(env)
+        for note in getattr(environment, "notes", ()):
+            print(f"reppo: {note}", file=sys.stderr)
         for name, policy in policies.items():
             results[name] = evaluate_policy(policy, environment, episodes=args.episodes, seed=args.seed)
     if args.json:
@@ -190,20 +192,28 @@ def policy_files(run: Path, best: bool) -> list[Path]:
     return files or [run]
 
 
-def return_statistics(returns: np.ndarray, lengths: np.ndarray) -> dict[str, float]:
+SUCCESS = {"success_once": "solved it at some step", "success_at_end": "at their last"}
+
+
+def return_statistics(returns: np.ndarray, lengths: np.ndarray, **success: np.ndarray) -> dict[str, float]:
+    """``success`` is ``success_once`` and ``success_at_end``, where the environment says them."""
     numbers = {"mean": returns.mean(), "std": returns.std(), "min": returns.min(), "max": returns.max()}
-    return {f"return_{name}": float(value) for name, value in numbers.items()} | {"length_mean": float(lengths.mean())}
+    statistics = {f"return_{name}": float(value) for name, value in numbers.items()}
+    rates = {name: float(values.mean()) for name, values in success.items()}
+    return statistics | {"length_mean": float(lengths.mean())} | rates
 
 
 def evaluation_json(env: str, seed: int, results: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
     """All episodes together, and each policy's own; ``returns`` are in the order of the policies."""
-    returns, lengths = (np.concatenate([result[name] for result in results.values()]) for name in ("returns", "lengths"))
+    columns = next(iter(results.values()))
+    together = {name: np.concatenate([result[name] for result in results.values()]) for name in columns}
     each = [
         {"policy": name, **return_statistics(**result), "returns": result["returns"].tolist()}
         for name, result in results.items()
     ]
-    whole = {"env": env, "episodes": len(returns), "seed": seed, **return_statistics(returns, lengths)}
-    return {**whole, "returns": returns.tolist(), "policies": each}
+    returns = together["returns"].tolist()
+    whole = {"env": env, "episodes": len(returns), "seed": seed, **return_statistics(**together)}
+    return {**whole, "returns": returns, "policies": each}
 
 
 def print_evaluation(env: str, seed: int, results: dict[str, dict[str, np.ndarray]]) -> None:
@@ -213,7 +223,9 @@ def print_evaluation(env: str, seed: int, results: dict[str, dict[str, np.ndarra
         mean = s["return_mean"]
         spread, low, high = (number(s[f"return_{key}"], mean) for key in ("std", "min", "max"))
         episodes = f"{len(result['returns'])} greedy episodes of {s['length_mean']:.0f} steps, seed {seed}"
-        lines.append((name, mean, f"return {number(mean)} ± {spread} (min {low}, max {high}) over {episodes}"))
+        rates = [f"{s[key]:.0%} {words}" for key, words in SUCCESS.items() if key in s]
+        line = f"return {number(mean)} ± {spread} (min {low}, max {high}) over {episodes}"
+        lines.append((name, mean, "; ".join([line, *rates])))
     console = make_console()
     if len(lines) == 1:
         console.print(f"{env}: {lines[0][2]}", soft_wrap=True)
@@ -619,9 +631,11 @@ def quieten() -> None:
             "gymnasium",
             "gymnax",
             "jax",
+            "mani_skill",
             "mujoco",
             "mujoco_playground",
             "orbax",
+            "sapien",
             "tensorboardX",
         ):
             warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")

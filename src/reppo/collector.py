@@ -20,7 +20,7 @@ from reppo.config import Config, ConfigError
 from reppo.envs.autoreset import LARGEST, AutoReset, First
 from reppo.envs.base import Env
 from reppo.envs.spec import EnvSpec
-from reppo.evaluate import FirstEpisodes
+from reppo.evaluate import Evaluation, FirstEpisodes
 from reppo.interrupt import Interrupt
 from reppo.rollout import Fault, rollout
 from reppo.types import Learner, Metrics, PyTree, Rollout
@@ -58,14 +58,6 @@ class Collected(NamedTuple):
     invalid_resets: Any  #: first states that were not finite, and are not used, ``[K]``
 
 
-class Evaluation(NamedTuple):
-    """Fresh greedy episodes, ``[K, episodes]`` each."""
-
-    returns: np.ndarray
-    lengths: np.ndarray
-    broken: np.ndarray  #: whether numbers that were not finite ended it early
-
-
 class Collector(Protocol):
     """The environments of a run, ``N`` for each of its ``K`` seeds, and all that is known of how they are stepped."""
 
@@ -89,7 +81,7 @@ class Collector(Protocol):
         ...
 
     def evaluate(self, state: PyTree, episodes: int, seed: int, interrupt: Interrupt | None) -> Evaluation | None:
-        """Greedy, fresh episodes; None where ``interrupt`` asked to stop."""
+        """Greedy, fresh episodes, ``[K, episodes]``; None where ``interrupt`` asked to stop."""
 
     def close(self) -> None:
         """Give back what the environments hold; they are of no use afterwards."""
@@ -218,7 +210,7 @@ class JaxCollector:
             for t in range(self.config.num_steps):
                 episodes.add(reward[:, t], over[:, t], ~valid[:, t])
             if not episodes.running.any():
-                return Evaluation(episodes.returns, episodes.lengths, episodes.broken)
+                return episodes.result()
         raise AssertionError("unreachable")
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,6 +24,16 @@ MAX_PARALLEL = 128  #: environments in which `evaluate_policy` steps at once
 CHUNK = 100  #: steps between two looks of Python at an evaluation, to see whether it is over
 
 
+class Evaluation(NamedTuple):
+    """Fresh greedy episodes, ``[..., episodes]`` each."""
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    broken: np.ndarray  #: whether numbers that were not finite ended it early
+    success_once: np.ndarray  #: whether the task was solved at any step, 0 or 1; NaN where the environment does not say
+    success_at_end: np.ndarray  #: whether it was solved at the last step
+
+
 class FirstEpisodes:
     """The first episode of every environment, as its steps come; arrays of any shape ``[..., N]``.
 
@@ -35,20 +45,27 @@ class FirstEpisodes:
         self.lengths = np.zeros(shape, int)
         self.running = np.ones(shape, bool)  #: whether the first episode still runs
         self.broken = np.zeros(shape, bool)  #: whether numbers that were not finite ended it early
+        self.success_once, self.success_at_end = np.full((2, *shape), np.nan)
 
-    def add(self, reward: np.ndarray, over: np.ndarray, broken: np.ndarray) -> None:
-        """One step of every environment, whether it was an episode's last, and whether that is for its numbers."""
+    def add(self, reward: np.ndarray, over: np.ndarray, broken: np.ndarray, success: np.ndarray | None = None) -> None:
+        """One step of every environment, whether it was an episode's last, and whether that is for its numbers; and
+        whether it solved the task, where the environment says that."""
         self.returns += np.where(self.running, reward, 0.0)
+        if success is not None:
+            self.success_once = np.where(self.running, np.fmax(self.success_once, success), self.success_once)
+            self.success_at_end = np.where(self.running, success, self.success_at_end)
         self.lengths += self.running
         self.broken |= self.running & broken
         self.running &= ~(over | broken)
 
+    def result(self) -> Evaluation:
+        return Evaluation(self.returns, self.lengths, self.broken, self.success_once, self.success_at_end)
+
 
 def first_episodes(
     env: HostVectorEnv, action_of: Callable[[PyTree], np.ndarray], seed: int, interrupt: Interrupt | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Returns, lengths and which are broken, ``[N]`` each, of fresh episodes on the host under ``action_of(obs)``, with
-    actions in [-1, 1].
+) -> Evaluation | None:
+    """Fresh episodes on the host, ``[N]``, under ``action_of(obs)``, with actions in [-1, 1].
 
     None where ``interrupt`` asked to stop.
     """
@@ -59,16 +76,17 @@ def first_episodes(
             return None
         step = env.step(action_of(obs))
         obs = step.obs
-        episodes.add(step.reward, step.terminated | step.truncated, ~step.valid)
+        episodes.add(step.reward, step.terminated | step.truncated, ~step.valid, step.info.get("success"))
         if not episodes.running.any():
             break
-    return episodes.returns, episodes.lengths, episodes.broken
+    return episodes.result()
 
 
 def evaluate_policy(
     policy: SavedPolicy, env: envs.AnyEnv, *, episodes: int, seed: int, episode_length: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Greedy episodes of a saved policy: ``{"returns": [episodes], "lengths": [episodes]}``.
+    """Greedy episodes of a saved policy: ``{"returns": [episodes], "lengths": [episodes]}``, and ``success_once`` and
+    ``success_at_end`` where the environment says whether its task is solved.
 
     Raises:
         ConfigError: where the environment's observations or actions are not those that the policy was trained on.
@@ -91,12 +109,15 @@ def evaluate_policy(
     batches = (_on_host if isinstance(env, envs.HostEnv) else _in_jax)(
         policy, env, spec, num_envs, -(-episodes // num_envs), seed
     )
-    returns, lengths = (np.concatenate(parts)[:episodes] for parts in zip(*batches, strict=True))
-    return {"returns": returns, "lengths": lengths}
+    whole = Evaluation(*(np.concatenate(parts)[:episodes] for parts in zip(*batches, strict=True)))
+    result = {"returns": whole.returns, "lengths": whole.lengths}
+    if not np.isnan(whole.success_once).any():
+        result |= {"success_once": whole.success_once, "success_at_end": whole.success_at_end}
+    return result
 
 
-def _in_jax(policy: SavedPolicy, env: Any, spec: EnvSpec, num_envs: int, number: int, seed: int) -> list[tuple[Any, Any]]:
-    """Returns and lengths of ``number`` batches of ``N`` episodes."""
+def _in_jax(policy: SavedPolicy, env: Any, spec: EnvSpec, num_envs: int, number: int, seed: int) -> list[Evaluation]:
+    """``number`` batches of ``N`` episodes."""
     vector_env = AutoReset(env, num_envs, spec.time_limit, (spec.action_low, spec.action_high))
 
     @jax.jit
@@ -121,13 +142,13 @@ def _in_jax(policy: SavedPolicy, env: Any, spec: EnvSpec, num_envs: int, number:
                 episodes.add(*row)
             if not episodes.running.any():
                 break
-        batches.append((episodes.returns, episodes.lengths))
+        batches.append(episodes.result())
     return batches
 
 
-def _on_host(policy: SavedPolicy, env: Any, spec: EnvSpec, num_envs: int, number: int, seed: int) -> list[tuple[Any, Any]]:
+def _on_host(policy: SavedPolicy, env: Any, spec: EnvSpec, num_envs: int, number: int, seed: int) -> list[Evaluation]:
     """The same of environments on the host."""
-    with contextlib.closing(env.start(spec, num_envs)) as vector_env:
+    with contextlib.closing(env.for_evaluation().start(spec, num_envs)) as vector_env:
         seeds = np.random.default_rng(seed).integers(0, 2**31, number)
         batches = [first_episodes(vector_env, policy.greedy, int(first)) for first in seeds]
-    return [batch[:2] for batch in batches if batch is not None]
+    return [batch for batch in batches if batch is not None]

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from reppo.collector import Collected, Evaluation, Keys, Stream
+from reppo.collector import Collected, Keys, Stream
 from reppo.config import Config, ConfigError
 from reppo.envs.host import HostEnv, HostVectorEnv
 from reppo.envs.spec import EnvSpec
-from reppo.evaluate import first_episodes
+from reppo.evaluate import Evaluation, first_episodes
 from reppo.interrupt import Interrupt
 from reppo.types import Learner, PyTree, Rollout
 
@@ -112,8 +112,8 @@ class HostCollector:
             row = Rollout(obs, sample, step.next_obs, step.reward, step.terminated, step.truncated, step.valid)
             for buffer, values in zip(buffers, jax.tree.leaves(row), strict=True):
                 buffer[t] = values
-            for name, values in step.info.items():
-                episodes[name][t] = values
+            for name, values in episodes.items():
+                values[t] = step.info[name]
 
     # ------------------------------------------------------------------------------------- evaluation
 
@@ -151,7 +151,7 @@ class HostCollector:
             self._evaluation.close()
             self._evaluation = None
         if self._evaluation is None:
-            self._evaluation = self.env.start(self.spec, num_envs)
+            self._evaluation = self.env.for_evaluation().start(self.spec, num_envs)
         return self._evaluation
 
 

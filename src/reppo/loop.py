@@ -23,10 +23,11 @@ import jax
 import numpy as np
 
 from reppo import checkpoint, envs, export, faults, run_directory
-from reppo.collector import Collected, Collector, Evaluation, JaxCollector, Keys, Stream, compile_over_seeds
+from reppo.collector import Collected, Collector, JaxCollector, Keys, Stream, compile_over_seeds
 from reppo.config import PRESETS, Config, ConfigError, shown_count
 from reppo.envs.host import SimulatorError
 from reppo.envs.spec import EnvSpec, resolve
+from reppo.evaluate import Evaluation
 from reppo.files import write_json
 from reppo.host_collector import HostCollector
 from reppo.interrupt import Interrupt, Stopped
@@ -72,7 +73,7 @@ class Run:
         self.returns = np.full((len(self.seeds), 0), np.nan)
         self.iteration = 0
         self.evaluated = False
-        self.notes: list[str] = []
+        self.notes: list[str] = list(env.notes) if isinstance(env, envs.HostEnv) else []
         self.reproduced: set[tuple[str, int]] = set()
         self._state: PyTree = None
 
@@ -189,12 +190,15 @@ class Run:
             return None
         self.returns, self.evaluated = np.asarray(result.returns, float), True
         rows = []
-        for seed, returns, length, broken in zip(self.seeds, self.returns, result.lengths, result.broken, strict=True):
+        for k, (seed, returns) in enumerate(zip(self.seeds, self.returns, strict=True)):
             row = {"seed": float(seed), "iteration": float(self.iteration), "env_steps": float(self.env_steps)}
             row |= {"eval/return": float(returns.mean()), "eval/return_std": float(returns.std())}
             row |= {"eval/return_min": float(returns.min()), "eval/return_max": float(returns.max())}
-            row |= {"eval/length": float(length.mean()), "eval/episodes": float(len(returns))}
-            row |= {"eval/broken_episodes": float(broken.sum()), "time/seconds": clock.seconds}
+            row |= {"eval/length": float(result.lengths[k].mean()), "eval/episodes": float(len(returns))}
+            if not np.isnan(result.success_once).all():
+                row["eval/success_once"] = float(result.success_once[k].mean())
+                row["eval/success_at_end"] = float(result.success_at_end[k].mean())
+            row |= {"eval/broken_episodes": float(result.broken[k].sum()), "time/seconds": clock.seconds}
             rows.append(row)
         self.evaluations += rows
         return Event("evaluations", rows)

@@ -49,6 +49,9 @@ SUITES: dict[str, Suite] = {
     "envpool": Suite(
         "envpool", "envpool", "reppo.envs.envpool", "EnvPool: MuJoCo, dm_control, robots, in fast C++ threads", False
     ),
+    "maniskill": Suite(
+        "mani_skill", "maniskill", "reppo.envs.maniskill", "ManiSkill: robot manipulation in SAPIEN, by torch", False
+    ),
     "probe": Suite(None, None, "reppo.envs.probes", "tiny environments with known values, for testing"),
 }
 

@@ -330,6 +330,7 @@ def check(env: Env | HostEnv, *, num_envs: int = 4, num_steps: int = 300, seed: 
     spec = env.spec()
     check_observation(spec.name, spec.observation)
     yield from _described(spec)
+    yield from (Finding("this machine", None, note) for note in (env.notes if isinstance(env, HostEnv) else ()))
     spec = _completed(spec)
     if isinstance(env, Env):
         structure = _same_structure(env)

@@ -45,6 +45,7 @@ class RawStep(NamedTuple):
     terminated: Array  #: bool ``[N]``
     truncated: Array  #: bool ``[N]``
     reset: Array | None = None  #: bool ``[N]``: rows that were spent on a reset, and are no step; None: there are none
+    success: Array | None = None  #: bool ``[N]``: whether the task is solved in ``next_obs``; None: it does not say
 
 
 class Simulator(abc.ABC):
@@ -89,6 +90,7 @@ class HostEnv(abc.ABC):
     made_from: str | None = None  #: the name that makes this environment again, where it came from a file or a module
     one_only: bool = False  #: whether there is one simulator, which training and evaluation must share
     fixed_num_envs: int | None = None  #: the only ``N`` that it can have, or None
+    notes: tuple[str, ...] = ()  #: what its user should know of how it runs on this machine
 
     def spec(self) -> EnvSpec:
         """Its `EnvSpec`."""
@@ -110,6 +112,10 @@ class HostEnv(abc.ABC):
     @abc.abstractmethod
     def simulator(self, num_envs: int, episode_length: int) -> Simulator:
         """``N`` running copies, whose own time limit, where they have one that can be set, is ``episode_length``."""
+
+    def for_evaluation(self) -> HostEnv:
+        """The environment whose episodes are reported; another one where a suite trains on shorter ones."""
+        return self
 
     def start(self, spec: EnvSpec, num_envs: int) -> HostVectorEnv:
         """``N`` running copies behind the common contract; ``spec`` is resolved."""
@@ -216,6 +222,8 @@ class HostVectorEnv:
             "episode_done": over & self._whole,
             "reset": np.zeros(self.num_envs, bool) if raw.reset is None else raw.reset,
         }
+        if raw.success is not None:
+            info["success"] = raw.success
         self._actual = np.ones(self.num_envs, bool)
         if forced.any() or obs is not next_obs:
             obs = self._begin_again(obs, forced)

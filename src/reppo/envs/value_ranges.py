@@ -12,6 +12,8 @@ DM_CONTROL: ValueRange = (0.0, 150.0)  #: rewards are in [0, 1], so returns are 
 
 PLAYGROUND_ROBOTS: ValueRange = (-10.0, 10.0)  #: rewards of a step are scaled by the time step, 0.02 s
 
+MANISKILL: ValueRange = DM_CONTROL  #: its normalised rewards are at most 1, and go on after success
+
 #: Gymnasium's tasks, by their names without the version.
 GYMNASIUM: dict[str, ValueRange] = {
     # Rewards of a step are in [-16.3, 0]; even the worst episode has better ones.
