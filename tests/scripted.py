@@ -187,6 +187,7 @@ class ScriptedTensors(TensorEnv):
         if not self.resets_itself:
             return TensorStep(self.buffer, self.rewards, terminated, truncated, success)
         next_obs = self.buffer.copy()
+        next_obs[~(terminated | truncated)] = JUNK
         obs = self.reset_rows(terminated | truncated, [])
         return TensorStep(next_obs, self.rewards, terminated, truncated, success, obs)
 

@@ -289,7 +289,7 @@ def print_columns(suites: dict[str, dict[str, Any]]) -> None:
 
 def described_suite(suite: envs.Suite) -> dict[str, Any]:
     """What a suite is, its tasks, and how to get it where it cannot be used; ``tasks`` is None there."""
-    install = f"pip install 'reppo[{suite.extra}]'" if suite.extra else None
+    install = suite.install if suite.package else None
     entry: dict[str, Any] = {"about": suite.about, "install": install, "tasks": None, "problem": None}
     if envs.missing(suite):
         return {**entry, "problem": f"not installed: {install}"}

@@ -28,10 +28,15 @@ class Suite:
     """A family of environments: which package it needs, what it offers, how one is built."""
 
     package: str | None  #: importable package, None for our own
-    extra: str | None  #: the extra of ``pip install 'reppo[extra]'``
+    extra: str | None  #: the extra of ``pip install 'reppo[extra]'``, None where pip alone does not install it
     module: str  #: our adapter, with ``names()`` and ``make(name)``
     about: str
     lists_all: bool = True  #: whether ``names()`` has every task; otherwise ``make`` judges a name itself
+
+    @property
+    def install(self) -> str:
+        """How to get its package."""
+        return f"pip install 'reppo[{self.extra}]'" if self.extra else "see docs/environments.md"
 
     def adapter(self) -> Any:
         return importlib.import_module(self.module)
@@ -51,6 +56,10 @@ SUITES: dict[str, Suite] = {
     ),
     "maniskill": Suite(
         "mani_skill", "maniskill", "reppo.envs.maniskill", "ManiSkill: robot manipulation in SAPIEN, by torch", False
+    ),
+    "mjlab": Suite("mjlab", "mjlab", "reppo.envs.mjlab", "mjlab: robots in MuJoCo Warp, by torch", False),
+    "isaaclab": Suite(
+        "isaaclab", None, "reppo.envs.isaaclab", "Isaac Lab: manager-based tasks, by their ids, by torch", False
     ),
     "probe": Suite(None, None, "reppo.envs.probes", "tiny environments with known values, for testing"),
 }
@@ -86,7 +95,7 @@ def make(env: str | AnyEnv | Callable[[], Any] | Any, **options: Any) -> AnyEnv:
         raise ConfigError(_unknown(env))
     suite = SUITES[suite_name]
     if missing(suite):
-        raise ConfigError(f"{env} needs {suite.package}: pip install 'reppo[{suite.extra}]'")
+        raise ConfigError(f"{env} needs {suite.package}: {suite.install}")
     names = suite.adapter().names() if suite.lists_all else [task]
     if task not in names:
         raise ConfigError(f"{suite_name} has no task {task!r}{_nearest(task, names)}")

@@ -134,7 +134,7 @@ def _nobody_answers() -> Iterator[None]:
 
 def _check_assets(name: str, spec: Any) -> None:
     """Refuse a task whose assets are not here: ManiSkill would ask at the terminal whether to download them."""
-    from mani_skill.utils import assets
+    from mani_skill.utils import assets  # pyright: ignore[reportMissingImports]
 
     for asset in spec.asset_download_ids or ():
         known = asset in assets.DATA_GROUPS
@@ -168,8 +168,8 @@ def _draws_nothing(builder: Any, *args: Any, **options: Any) -> Any:
 def _can_render() -> bool:
     """Whether SAPIEN has a device to draw on; where it has none, what would need one is replaced, once."""
     with _quiet():
-        import sapien
-        import sapien.render
+        import sapien  # pyright: ignore[reportMissingImports]
+        import sapien.render  # pyright: ignore[reportMissingImports]
 
         try:
             sapien.render.RenderMaterial()
@@ -178,9 +178,9 @@ def _can_render() -> bool:
             pass
         original = sapien.render.RenderMaterial
         sapien.render.RenderMaterial = NoMaterial
-        import mani_skill.envs  # noqa: F401
-        from mani_skill.utils.building.actor_builder import ActorBuilder
-        from sapien.wrapper.actor_builder import ActorBuilder as BaseBuilder
+        import mani_skill.envs  # noqa: F401  # pyright: ignore[reportMissingImports]
+        from mani_skill.utils.building.actor_builder import ActorBuilder  # pyright: ignore[reportMissingImports]
+        from sapien.wrapper.actor_builder import ActorBuilder as BaseBuilder  # pyright: ignore[reportMissingImports]
     for module in list(sys.modules.values()):  # those that have imported it by name
         if getattr(module, "__name__", "").startswith(("sapien.", "mani_skill.")):
             for name, value in list(vars(module).items()):
@@ -209,13 +209,13 @@ def _quiet() -> Iterator[None]:
 
 def _registry() -> dict[str, Any]:
     with _quiet():
-        import mani_skill.envs  # noqa: F401
-        from mani_skill.utils.registration import REGISTERED_ENVS
+        import mani_skill.envs  # noqa: F401  # pyright: ignore[reportMissingImports]
+        from mani_skill.utils.registration import REGISTERED_ENVS  # pyright: ignore[reportMissingImports]
     return REGISTERED_ENVS
 
 
 def _cuda() -> bool:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     return torch.cuda.is_available()
 

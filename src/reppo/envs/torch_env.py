@@ -26,7 +26,8 @@ Tensor = Any  #: anything with ``__dlpack__``: torch's tensors, and NumPy's arra
 class TensorStep(NamedTuple):
     """One step of a `TensorEnv`; tensors ``[n, ...]``."""
 
-    next_obs: Any  #: the true successor of the action, also where the episode ended
+    #: the true successor of the action, also where the episode ended; where ``obs`` is given, there alone
+    next_obs: Any
     reward: Tensor  #: float ``[n]``
     terminated: Tensor  #: bool ``[n]``
     truncated: Tensor  #: bool ``[n]``
@@ -66,7 +67,7 @@ def to_array(tensor: Tensor) -> Array:
 
 def torch_tensors(device: Any) -> Callable[[Array], Tensor]:
     """What makes torch's tensors on a device of arrays; on the CPU they share the array's memory."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     return lambda array: torch.from_dlpack(array).to(device)
 
@@ -121,6 +122,7 @@ class TensorSimulator(Simulator):
         obs = next_obs
         if steps[0].obs is not None:
             obs = self._joined([step.obs for step in steps])
+            next_obs = where_rows(over, next_obs, obs)
         elif over.any():
             obs = where_rows(over, self.reset_rows(over), next_obs)
         return RawStep(obs, next_obs, reward, terminated, truncated, success=success)
