@@ -202,7 +202,7 @@ def test_an_environment_from_python(how: Any) -> None:
 
 
 def test_suites_know_their_tasks() -> None:
-    names = {suite: envs.SUITES[suite].adapter().names() for suite in envs.SUITES}
+    names = {suite: envs.SUITES[suite].adapter().names() for suite, about in envs.SUITES.items() if not envs.missing(about)}
     assert {"CartpoleBalance", "CheetahRun", "HumanoidWalk", "PendulumSwingup"} <= set(names["playground"])
     assert {"ant", "halfcheetah"} <= set(names["brax"])
     assert "Pendulum-v1" in names["gymnax"]

@@ -30,7 +30,8 @@ class Batch(TensorEnv):
     """An environment that leaves its resets to us."""
 
     def __init__(self, env: Any):
-        self.num_envs, self._env = env.num_envs, env
+        self.num_envs = env.num_envs
+        self._env: Any = env
 
     def reset(self, seeds: Sequence[int]) -> Any:
         return self._env.reset(seed=seeds[0])[0]
