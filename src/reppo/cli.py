@@ -1,5 +1,5 @@
 """The command line: ``reppo train``, ``reppo resume``, ``reppo eval``, ``reppo envs``, ``reppo check-env``,
-``reppo repro``, ``reppo bench``, ``reppo report``, ``reppo toy``.
+``reppo repro``, ``reppo bench``, ``reppo report``, ``reppo baseline``, ``reppo toy``.
 
 A command is a dataclass of its arguments and a function; `COMMANDS` lists them, and `reppo.options` parses them.
 """
@@ -33,7 +33,7 @@ from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional
 
 import reppo
-from reppo import envs, export, faults, loop, options
+from reppo import algorithms, baselines, envs, export, faults, loop, options
 from reppo.config import PRESETS, Config, ConfigError, nearest, preset
 from reppo.display import ACCENT, PlainDisplay, make_display, number, shown
 from reppo.envs.check import check
@@ -45,6 +45,7 @@ from reppo.run_directory import check_free, new_run_name, read_description
 from reppo.sinks import Sink, WandbSink
 
 DEFAULT_ENV = "playground:CartpoleSwingup"
+BASELINES = ("fasttd3",)
 
 CHECK_FAILED = 1  #: exit code of `reppo check-env` where a check has failed
 USER_ERROR = 2  #: exit code of everything that the user can mend
@@ -457,6 +458,55 @@ def report(args: ReportArgs) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class BaselineArgs:
+    """Train what REPPO is compared with; the files are those of `reppo train`.
+
+    Examples:
+      reppo baseline fasttd3 playground:CheetahRun
+      reppo baseline fasttd3 gymnax:Pendulum-v1 --preset cpu --set total_steps=100000 n_step=1
+    """
+
+    algorithm: Positional[str]
+    """fasttd3."""
+    env: Positional[str]
+    """suite:Task, or path/to/file.py:MyEnv."""
+    preset: Annotated[str, unset("{published,published-robots,cpu}")] = ""
+    """A complete configuration. Unset: cpu, or published on a GPU."""
+    set: Annotated[tuple[str, ...], unset("NAME=VALUE")] = ()
+    """Single values of it, as docs/baselines.md names them."""
+    total_steps: Annotated[int | None, unset("N")] = None
+    """Environment steps of the whole run. Unset: the preset's."""
+    num_evals: Annotated[int | None, unset("N")] = None
+    """Evaluations, evenly over the run. Unset: the preset's."""
+    eval_episodes: Annotated[int | None, unset("N")] = None
+    """Fresh greedy episodes per evaluation. Unset: the preset's."""
+    seed: int = 0
+    """The first seed."""
+    seeds: int = 1
+    """How many seeds to train at once on this device: seed, seed + 1, ..."""
+    out: Annotated[Path | None, unset("PATH")] = None
+    """A new directory for the run's files. Unset: runs/TASK-ALGORITHM-DATE-TIME."""
+    wandb: Annotated[str | None, unset("PROJECT")] = None
+    """Also log to this Weights & Biases project; uses the network."""
+
+
+def baseline(args: BaselineArgs) -> None:
+    if args.algorithm not in BASELINES:
+        close = nearest(args.algorithm, BASELINES)
+        raise ConfigError(f"no baseline {args.algorithm!r}{close}; there are {', '.join(BASELINES)}")
+    if args.seeds < 1:
+        raise ConfigError(f"--seeds must be at least 1, got {args.seeds}")
+    config = baselines.configured(
+        args.preset or ("cpu" if jax.default_backend() == "cpu" else "published"),
+        args.set,
+        {name: getattr(args, name) for name in ("total_steps", "num_evals", "eval_episodes")},
+    )
+    out = args.out or Path("runs") / new_run_name(f"{args.env}-{args.algorithm}")
+    with reported_run(out, args.env, args.wandb) as how:
+        loop.train(args.env, config, seed=args.seed, num_seeds=args.seeds, out=out, **how)
+
+
+@dataclasses.dataclass(frozen=True)
 class ToyArgs:
     """Run the paper's 2-D experiment: paths, variance and bias of each gradient estimator on a known surface.
 
@@ -494,6 +544,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "repro": (ReproArgs, repro),
     "bench": (BenchArgs, bench),
     "report": (ReportArgs, report),
+    "baseline": (BaselineArgs, baseline),
     "toy": (ToyArgs, toy),
 }
 
@@ -515,8 +566,14 @@ def arguments(command: str, argv: Sequence[str]) -> Any:
     if wants_help:
         return options.parse(ResumeArgs, argv, command, shown=loop.RESUMABLE)
     run = options.parse(ResumeArgs, words, command).run
-    config = Config.from_json(read_description(run)["config"], str(run / "config.json"))
-    return options.parse(ResumeArgs, argv, command, ResumeArgs(run, config=config))
+    config = algorithms.read_config(read_description(run), str(run / "config.json"))
+    if isinstance(config, Config):
+        return options.parse(ResumeArgs, argv, command, ResumeArgs(run, config=config))
+    # Of a baseline only what may change: its other options are none of ours.
+    same = {name: getattr(config, name) for name in loop.RESUMABLE}
+    args = options.parse(ResumeArgs, argv, command, ResumeArgs(run, config=dataclasses.replace(Config(), **same)))
+    changes = {name: getattr(args.config, name) for name in loop.RESUMABLE}
+    return dataclasses.replace(args, config=dataclasses.replace(config, **changes))
 
 
 def print_overview() -> None:

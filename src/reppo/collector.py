@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reppo.config import Config, ConfigError
+from reppo.config import ConfigError, RunConfig
 from reppo.envs.autoreset import LARGEST, AutoReset, First
 from reppo.envs.base import Env
 from reppo.envs.spec import EnvSpec
@@ -121,7 +121,7 @@ class Programs:
     evaluate: Callable[..., tuple[PyTree, Rollout, Metrics, Fault]]  #: `rollout`, where it is of as many environments
 
 
-def make_programs(env: AutoReset, eval_env: AutoReset, learner: Learner, config: Config, num_seeds: int) -> Programs:
+def make_programs(env: AutoReset, eval_env: AutoReset, learner: Learner, config: RunConfig, num_seeds: int) -> Programs:
     """The programs; each compiles at its first call."""
 
     def roll_out(env: AutoReset) -> Callable[..., Any]:
@@ -153,7 +153,7 @@ class JaxCollector:
 
     preparation = "compiling the simulator, drawing first states"
 
-    def __init__(self, env: Env, spec: EnvSpec, learner: Learner, config: Config, keys: Keys):
+    def __init__(self, env: Env, spec: EnvSpec, learner: Learner, config: RunConfig, keys: Keys):
         self.spec, self.config, self.keys = spec, config, keys
         self.num_seeds = len(keys.roots)
         bounds = spec.action_low, spec.action_high

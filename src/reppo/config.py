@@ -8,7 +8,7 @@ import math
 import sys
 import types
 from collections.abc import Collection
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from reppo.nets import NormKind
 
@@ -166,28 +166,12 @@ class Config:
 
     @classmethod
     def from_json(cls, values: dict[str, Any], source: str) -> Config:
-        """The configuration that `dataclasses.asdict` and JSON made these values of.
-
-        Raises:
-            ConfigError: for unknown, missing or mistyped options; ``source`` names the file.
-        """
-        hints = get_type_hints(cls)
-        for name in values.keys() ^ hints.keys():
-            raise ConfigError(f"{source}: {'option missing' if name in hints else 'unknown option'}: {name}")
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        config = cls(**values)
-        try:
-            config.validate()
-        except ConfigError as error:
-            raise ConfigError(f"{source}: {error}") from None
-        return config
+        """See `config_from_json`."""
+        return config_from_json(cls, values, source)
 
     def validate(self) -> None:
         """Raise `ConfigError` at the first value that cannot be trained with."""
-        for name, hint in get_type_hints(type(self)).items():
-            if not _is_a(getattr(self, name), hint):
-                choices = f"; it is one of {', '.join(get_args(hint))}" if get_origin(hint) is Literal else ""
-                raise ConfigError(f"{name} cannot be {getattr(self, name)!r}{choices}")
+        check_types(self)
         positive = (
             "total_steps num_envs num_steps num_minibatches num_epochs target_samples estimator_samples kl_samples kl_bound "
             "initial_alpha initial_beta actor_width critic_width actor_layers learning_rate dual_learning_rate "
@@ -199,7 +183,7 @@ class Config:
         for name in ("aux_weight", "min_std", "min_beta", "actor_output_scale"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
-        self._check_counts()
+        check_limits(self)
         if self.batch_size % self.num_minibatches:
             raise ConfigError(
                 f"num_minibatches ({self.num_minibatches}) must divide num_envs * num_steps "
@@ -216,33 +200,116 @@ class Config:
             )
         if self.estimator == "score_q" and self.estimator_samples < 2:
             raise ConfigError(f"score_q needs estimator_samples >= 2 for its baseline, got {self.estimator_samples}")
-        if self.v_min is not None and self.v_max is not None and not self.v_min < self.v_max:
-            raise ConfigError(f"v_min must be below v_max, got [{self.v_min}, {self.v_max}]")
-        if (self.action_low is None) != (self.action_high is None):
-            raise ConfigError("action_low and action_high belong together: set both, or neither")
-        if self.action_low is not None and self.action_high is not None and not self.action_low < self.action_high:
-            raise ConfigError(f"action_low must be below action_high, got [{self.action_low}, {self.action_high}]")
+        check_ranges(self)
         if self.initial_beta < self.min_beta:
             raise ConfigError(f"initial_beta ({self.initial_beta:g}) must not be below min_beta ({self.min_beta:g})")
 
-    def _check_counts(self) -> None:
-        """Refuse counts that no run can have, before anything is allocated or looped over for them."""
-        # Evaluations are a matter of the host, which counts further; the steps of a run are counted in iterations.
-        for name, hint in get_type_hints(type(self)).items():
-            value, kind = getattr(self, name), name.rpartition("_")[2]
-            most = {"layers": MOST_LAYERS, "samples": MOST_SAMPLES}.get(kind, LARGEST_COUNT)
-            counted = hint in (int, int | None) and name not in ("total_steps", "num_evals")
-            if counted and value is not None and value > most:
-                raise ConfigError(f"{name} must be at most {most:,}, got {shown_count(value)}")
-        if self.batch_size > LARGEST_COUNT:
-            raise ConfigError(
-                f"num_envs * num_steps must be at most {LARGEST_COUNT:,}, got {self.num_envs:,} * {self.num_steps:,}"
-            )
-        if self.num_iterations > LARGEST_COUNT:
-            raise ConfigError(
-                f"total_steps must be at most {LARGEST_COUNT:,} iterations of num_envs * num_steps = {self.batch_size:,}, "
-                f"got {shown_count(self.total_steps)}"
-            )
+
+class RunConfig(Protocol):
+    """What the loop, the collectors and the environments read of any algorithm's configuration, a frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    @property
+    def total_steps(self) -> int: ...
+    @property
+    def num_envs(self) -> int: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def num_epochs(self) -> int: ...
+    @property
+    def v_min(self) -> float | None: ...
+    @property
+    def v_max(self) -> float | None: ...
+    @property
+    def actor_obs(self) -> tuple[str, ...]: ...
+    @property
+    def critic_obs(self) -> tuple[str, ...]: ...
+    @property
+    def episode_length(self) -> int | None: ...
+    @property
+    def action_low(self) -> float | None: ...
+    @property
+    def action_high(self) -> float | None: ...
+    @property
+    def stagger_episodes(self) -> bool: ...
+    @property
+    def num_evals(self) -> int: ...
+    @property
+    def eval_episodes(self) -> int: ...
+    @property
+    def checkpoint_minutes(self) -> float: ...
+    @property
+    def keep_checkpoints(self) -> int: ...
+    @property
+    def keep_best(self) -> bool: ...
+    @property
+    def precision(self) -> Precision: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def num_iterations(self) -> int: ...
+    def validate(self) -> None: ...
+
+
+AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
+
+
+def config_from_json(cls: type[AnyConfig], values: dict[str, Any], source: str) -> AnyConfig:
+    """The configuration that `dataclasses.asdict` and JSON made these values of.
+
+    Raises:
+        ConfigError: for unknown, missing or mistyped options; ``source`` names the file.
+    """
+    hints = get_type_hints(cls)
+    for name in values.keys() ^ hints.keys():
+        raise ConfigError(f"{source}: {'option missing' if name in hints else 'unknown option'}: {name}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    config = cls(**values)
+    try:
+        config.validate()
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    return config
+
+
+def check_types(config: RunConfig) -> None:
+    """Raise `ConfigError` at the first value that is not of its option's type."""
+    for name, hint in get_type_hints(type(config)).items():
+        if not _is_a(getattr(config, name), hint):
+            choices = f"; it is one of {', '.join(get_args(hint))}" if get_origin(hint) is Literal else ""
+            raise ConfigError(f"{name} cannot be {getattr(config, name)!r}{choices}")
+
+
+def check_ranges(config: RunConfig) -> None:
+    """Raise `ConfigError` for bounds of values or of actions that are none."""
+    if config.v_min is not None and config.v_max is not None and not config.v_min < config.v_max:
+        raise ConfigError(f"v_min must be below v_max, got [{config.v_min}, {config.v_max}]")
+    if (config.action_low is None) != (config.action_high is None):
+        raise ConfigError("action_low and action_high belong together: set both, or neither")
+    if config.action_low is not None and config.action_high is not None and not config.action_low < config.action_high:
+        raise ConfigError(f"action_low must be below action_high, got [{config.action_low}, {config.action_high}]")
+
+
+def check_limits(config: RunConfig) -> None:
+    """Refuse counts that no run can have, before anything is allocated or looped over for them."""
+    # Evaluations are a matter of the host, which counts further; the steps of a run are counted in iterations.
+    for name, hint in get_type_hints(type(config)).items():
+        value, kind = getattr(config, name), name.rpartition("_")[2]
+        most = {"layers": MOST_LAYERS, "samples": MOST_SAMPLES}.get(kind, LARGEST_COUNT)
+        counted = hint in (int, int | None) and name not in ("total_steps", "num_evals")
+        if counted and value is not None and value > most:
+            raise ConfigError(f"{name} must be at most {most:,}, got {shown_count(value)}")
+    if config.batch_size > LARGEST_COUNT:
+        raise ConfigError(
+            f"num_envs * num_steps must be at most {LARGEST_COUNT:,}, got {config.num_envs:,} * {config.num_steps:,}"
+        )
+    if config.num_iterations > LARGEST_COUNT:
+        raise ConfigError(
+            f"total_steps must be at most {LARGEST_COUNT:,} iterations of num_envs * num_steps = {config.batch_size:,}, "
+            f"got {shown_count(config.total_steps)}"
+        )
 
 
 def shown_count(value: int) -> str:

@@ -31,7 +31,11 @@ UNREADABLE = (
 
 
 def save_policy(path: Path, policy: Any, spec: EnvSpec) -> None:
-    """Write a `reppo.reppo.Policy` as one file, atomically."""
+    """Write a policy as one file, atomically: a `reppo.reppo.Policy`, or a baseline's of the same parts.
+
+    One whose actor has an output for every action, and no standard deviation, is deterministic: it is saved as a Gaussian
+    without width.
+    """
     keys = spec.actor_keys or ("",)
     layers = [*policy.actor.mlp.hidden, policy.actor.mlp.output]
     arrays: dict[str, np.ndarray] = {
@@ -47,14 +51,20 @@ def save_policy(path: Path, policy: Any, spec: EnvSpec) -> None:
             arrays[f"gain{i}"] = np.asarray(norm.gain)
         if norm is not None and norm.shift is not None:
             arrays[f"shift{i}"] = np.asarray(norm.shift)
+    if not spec.discrete and layers[-1].bias.size == spec.action_size:
+        last = len(layers) - 1
+        weight, bias = arrays[f"weight{last}"], arrays[f"bias{last}"]
+        arrays[f"weight{last}"] = np.concatenate([weight, np.zeros_like(weight)], 1)
+        arrays[f"bias{last}"] = np.concatenate([bias, np.full_like(bias, -np.inf)])  # log of a standard deviation of 0
     meta = {
         "format": FORMAT,
         "env": spec.name,
         "obs_keys": list(spec.actor_keys),
         "obs_sizes": [spec.obs_size((k,)) for k in keys],
         "layers": len(layers),
-        "discrete": policy.actor.discrete,
-        "min_std": policy.actor.min_std,
+        "activation": policy.actor.mlp.activation,
+        "discrete": spec.discrete,
+        "min_std": getattr(policy.actor, "min_std", 0.0),
         "episode_length": spec.episode_length,
     }
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
@@ -79,9 +89,12 @@ class SavedPolicy:
         self.obs_size: int = sum(meta["obs_sizes"])
         self.discrete: bool = meta.get("discrete", False)
         self.min_std: float = meta["min_std"]
+        self.activation: str = meta.get("activation", "silu")
         self.episode_length: int | None = meta.get("episode_length")  #: time limit of the training
         self._layers: int = meta["layers"]
         self._arrays = arrays
+        if self.activation not in ("silu", "relu"):
+            raise ConfigError(f"its activation is {self.activation!r}, which this version does not know")
         for name, shape in self._shapes().items():
             if arrays[name].dtype != np.float32 or arrays[name].shape != shape:
                 raise ConfigError(f"its {name} is {arrays[name].dtype}{list(arrays[name].shape)}, not float32{list(shape)}")
@@ -151,7 +164,8 @@ class SavedPolicy:
                     x = x - xp.mean(x, axis=-1, keepdims=True)
                 x = x * a[f"gain{i}"] / xp.sqrt(xp.mean(x**2, axis=-1, keepdims=True) + NORM_EPSILON)
                 x = x + a.get(f"shift{i}", 0.0)
-            x = x * 0.5 * (1 + xp.tanh(0.5 * x))  # SiLU: x * sigmoid(x), without overflow
+            # SiLU: x * sigmoid(x), without overflow.
+            x = x * (x > 0) if self.activation == "relu" else x * 0.5 * (1 + xp.tanh(0.5 * x))
         return x @ a[f"weight{self._layers - 1}"] + a[f"bias{self._layers - 1}"]
 
     def _checked(self, obs: np.ndarray | dict[str, np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:

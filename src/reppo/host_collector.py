@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reppo.collector import Collected, Keys, Stream
-from reppo.config import Config, ConfigError
+from reppo.config import ConfigError, RunConfig
 from reppo.envs.host import HostEnv, HostVectorEnv
 from reppo.envs.spec import EnvSpec
 from reppo.evaluate import Evaluation, first_episodes
@@ -28,7 +28,7 @@ class HostCollector:
 
     preparation = "starting the simulator"
 
-    def __init__(self, env: HostEnv, spec: EnvSpec, learner: Learner, config: Config, keys: Keys):
+    def __init__(self, env: HostEnv, spec: EnvSpec, learner: Learner, config: RunConfig, keys: Keys):
         self.env, self.spec, self.config, self.keys = env, spec, config, keys
         self.num_seeds = len(keys.roots)
         if env.one_only and self.num_seeds > 1:

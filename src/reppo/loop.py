@@ -22,9 +22,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from reppo import checkpoint, envs, export, faults, run_directory
+from reppo import algorithms, checkpoint, envs, export, faults, run_directory
 from reppo.collector import Collected, Collector, JaxCollector, Keys, Stream, compile_over_seeds
-from reppo.config import PRESETS, Config, ConfigError, shown_count
+from reppo.config import PRESETS, ConfigError, RunConfig, shown_count
 from reppo.envs.host import SimulatorError
 from reppo.envs.spec import EnvSpec, resolve
 from reppo.evaluate import Evaluation
@@ -33,7 +33,6 @@ from reppo.host_collector import HostCollector
 from reppo.interrupt import Interrupt, Stopped
 from reppo.plot import plot_run, read_rows
 from reppo.provenance import provenance
-from reppo.reppo import STEPS_PER_MINIBATCH, make_learner, target_entropy
 from reppo.sinks import CsvSink, Event, Sink, TensorBoardSink, best_evaluation
 from reppo.types import PyTree
 
@@ -57,17 +56,21 @@ class Run:
         notes: what the user has yet to be told.
     """
 
-    def __init__(self, env: envs.AnyEnv, config: Config, seeds: Sequence[int], directory: Path | None):
+    def __init__(self, env: envs.AnyEnv, config: RunConfig, seeds: Sequence[int], directory: Path | None):
         config.validate()
         self.config, self.seeds, self.directory = config, list(seeds), directory
         self.spec: EnvSpec = resolve(env.spec(), config)
-        self.learner = make_learner(config, self.spec)
+        self.algorithm = algorithms.name_of(config)
+        self.learner = algorithms.named(self.algorithm).make_learner(config, self.spec)
+        #: whether the state holds a replay memory, so that an update overwrites it instead of copying it
+        self.replays = bool(jax.tree.leaves(jax.eval_shape(self._replay, jax.random.key(0))))
         self.key = Keys(self.seeds)
         kind = HostCollector if isinstance(env, envs.HostEnv) else JaxCollector
         self.collector: Collector = kind(env, self.spec, self.learner, config, self.key)  # pyright: ignore
         self.init = compile_over_seeds(self.learner.init, len(self.seeds), [0])
-        # The state is not donated: where a gradient is not finite, it takes the old one to make it again.
-        self.update = compile_over_seeds(self.learner.update, len(self.seeds), [0, 0, 0])
+        # A state is donated only where it is large: if a gradient is not finite, it takes the old one to make it again.
+        donated = (0,) if self.replays else ()
+        self.update = compile_over_seeds(self.learner.update, len(self.seeds), [0, 0, 0], donated)
         self.history: list[dict[str, float]] = []
         self.evaluations: list[dict[str, float]] = []
         self.returns = np.full((len(self.seeds), 0), np.nan)
@@ -99,7 +102,11 @@ class Run:
 
     def policy(self, seed_index: int = 0) -> PyTree:
         """The current policy of one seed."""
-        return self.learner.policy(jax.tree.map(lambda x: x[seed_index], self._state))
+        return jax.tree.map(lambda x: x[seed_index], self.learner.policy(self._state))
+
+    def _replay(self, key: jax.Array) -> PyTree:
+        """A fresh replay memory of one seed; an empty pytree where the algorithm has none."""
+        return self.learner.replay(self.learner.init(key))
 
     def start(self) -> None:
         """Initialise networks and environments; refuse environments whose first observations are not finite."""
@@ -112,17 +119,23 @@ class Run:
 
         Counted are the learner's state, the rollout, and the order of its rows in all epochs: what there is at least.
         """
-        config, keys = self.config, self.key(Stream.INIT)
-        reward = jax.ShapeDtypeStruct((), np.float32)
-        rows = [*2 * jax.tree.leaves(self.spec.observation), self.spec.action, reward]
-        per_step = sum(x.size * x.dtype.itemsize for x in rows) + config.num_epochs * np.dtype(np.int32).itemsize
-        learner = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(self.init, keys)))
-        needed, there = learner + per_step * config.batch_size * len(self.seeds), memory()
+        needed, there = sum(self.memory_parts().values()), memory()
         if there is not None and needed > there:
             raise ConfigError(
                 f"this run needs at least {needed / 2**30:,.1f} GiB of memory, and there are {there / 2**30:,.1f}: try "
                 f"fewer --num-envs, --num-steps or --seeds, or smaller networks"
             )
+
+    def memory_parts(self) -> dict[str, int]:
+        """Bytes that a run has to hold, from shapes: networks and optimisers, one rollout, and the replay memory."""
+        config, keys = self.config, self.key(Stream.INIT)
+        reward = jax.ShapeDtypeStruct((), np.float32)
+        rows = [*2 * jax.tree.leaves(self.spec.observation), self.spec.action, reward]
+        per_step = size_of(rows) + config.num_epochs * np.dtype(np.int32).itemsize
+        state = jax.eval_shape(self.init, keys)
+        replay = size_of(self.learner.replay(state))
+        batch = per_step * config.batch_size * len(self.seeds)
+        return {"parameters": size_of(state) - replay, "batch": batch, "replay": replay}
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go to where a checkpoint is, instead of `start`; raises `ConfigError` where it is not of this run."""
@@ -229,6 +242,10 @@ class Run:
                 if path := self._reproduction("fault", seed, what):
                     faults.save_step(path, own(fault), self.description)
             if skipped[k] > 0 and ("gradient", seed) not in self.reproduced:
+                if self.replays:  # the state before has been overwritten
+                    self.reproduced.add(("gradient", seed))
+                    self.notes.append(f"seed {seed}, at {self.env_steps:,} steps: a gradient is not finite, and left out")
+                    continue
                 what = "a gradient is not finite; such steps of an optimiser are left out"
                 if path := self._reproduction("gradient", seed, what):
                     faults.save_update(path, own(state), own(collected.rows), own(key), self.description)
@@ -258,6 +275,11 @@ class Run:
         return paths
 
 
+def size_of(tree: PyTree) -> int:
+    """Bytes of all arrays, or shapes, of a pytree."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
 def memory() -> int | None:
     """Bytes of the device that JAX computes on; None where it does not say."""
     device = jax.devices()[0]
@@ -266,7 +288,7 @@ def memory() -> int | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
-def evaluation_due(config: Config, iteration: int) -> bool:
+def evaluation_due(config: RunConfig, iteration: int) -> bool:
     """Whether the policy is evaluated after an iteration: after 0, and `num_evals` times evenly over the run, the last at
     its end; after every iteration where there are fewer of these."""
     n, k = config.num_iterations, config.num_evals
@@ -281,7 +303,7 @@ EnvLike = str | envs.AnyEnv | Callable[[], Any] | Any
 
 def train(
     env: EnvLike,
-    config: Config | None = None,
+    config: RunConfig | None = None,
     *,
     seed: int = 0,
     num_seeds: int = 1,
@@ -330,7 +352,7 @@ def train(
 
 def resume(
     directory: str | os.PathLike[str],
-    config: Config | None = None,
+    config: RunConfig | None = None,
     *,
     env: EnvLike | None = None,
     sinks: Sequence[Sink] = (),
@@ -356,7 +378,7 @@ def resume(
     clock = Clock(time.perf_counter() if started is None else started)
     directory = Path(directory)
     description = run_directory.read_description(directory)
-    saved_config = Config.from_json(description["config"], str(directory / "config.json"))
+    saved_config = algorithms.read_config(description, str(directory / "config.json"))
     config = config or saved_config
     check_changes(saved_config, config)
     config.validate()
@@ -398,11 +420,13 @@ def _nothing_to_do(run: Run, sinks: Sequence[Sink]) -> Run:
 RESUMABLE = frozenset(["total_steps", "num_evals", "eval_episodes", "checkpoint_minutes", "keep_checkpoints", "keep_best"])
 
 
-def check_changes(saved: Config, config: Config) -> None:
+def check_changes(saved: RunConfig, config: RunConfig) -> None:
     """Refuse changes that would make it another run."""
-    changed = [f.name for f in dataclasses.fields(Config) if getattr(saved, f.name) != getattr(config, f.name)]
+    if type(saved) is not type(config):
+        raise ConfigError(f"the run is of {algorithms.name_of(saved)}, not of {algorithms.name_of(config)}")
+    changed = [f.name for f in dataclasses.fields(saved) if getattr(saved, f.name) != getattr(config, f.name)]
     refused = [name for name in changed if name not in RESUMABLE]
-    if saved.anneal_learning_rate and "total_steps" in changed:
+    if getattr(saved, "anneal_learning_rate", False) and "total_steps" in changed:
         refused.append("total_steps")  # the schedule of the learning rate depends on it
     if refused:
         listed = ", ".join(f"{name} {getattr(saved, name)} -> {getattr(config, name)}" for name in refused)
@@ -412,6 +436,7 @@ def check_changes(saved: Config, config: Config) -> None:
 def other_run(written: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Differences between two descriptions of a run that make them two runs: ``name this -> that``."""
     pairs = [(name, written.get(name), now[name]) for name in ("env", "seeds")]
+    pairs.append(("algorithm", written.get("algorithm", "reppo"), now["algorithm"]))
     options, own = written.get("config"), now["config"]
     options = options if isinstance(options, dict) else {}
     names = sorted((options.keys() | own.keys()) - RESUMABLE)
@@ -610,7 +635,7 @@ def left_out(run: Run) -> Iterator[Event]:
     updates = sum(row["train/skipped_updates"] for row in run.history)
     if rows or updates:
         total_rows = len(run.history) * run.config.batch_size
-        total_updates = len(run.history) * STEPS_PER_MINIBATCH * run.config.num_updates
+        total_updates = len(run.history) * run.learner.optimiser_steps
         yield Event.warning(
             f"not finite, and therefore left out: {rows:,.0f} of {total_rows:,} environment steps, "
             f"{updates:,.0f} of {total_updates:,} optimiser steps"
@@ -646,7 +671,7 @@ def diverged(run: Run, rows: list[dict[str, float]]) -> str | None:
     config = run.config
     for row in rows:
         invalid = row["train/invalid_rows"] / config.batch_size
-        skipped = row["train/skipped_updates"] / (STEPS_PER_MINIBATCH * config.num_updates)
+        skipped = row["train/skipped_updates"] / run.learner.optimiser_steps
         if invalid > INVALID_LIMIT:
             kind, what = "fault", f"{invalid:.0%} of the environment's steps returned numbers that are not finite"
         elif skipped > SKIPPED_LIMIT:
@@ -671,13 +696,14 @@ def default_preset() -> str:
 def describe(run: Run) -> dict[str, Any]:
     """Everything that says what a run is, as JSON values: the contents of ``config.json``."""
     return {
+        "algorithm": run.algorithm,
         "env": run.spec.name,
         "seeds": run.seeds,
         "config": dataclasses.asdict(run.config),
         "spec": {
             "action_size": run.spec.action_size,
             "discrete": run.spec.discrete,
-            "target_entropy": target_entropy(run.config, run.spec),
+            **algorithms.named(run.algorithm).facts(run.config, run.spec),
             "episode_length": run.spec.episode_length,
             "value_range": run.spec.value_range,
             "max_return": run.spec.max_return,
@@ -692,10 +718,12 @@ def summary(run: Run, seconds: float) -> dict[str, Any]:
     """The contents of ``summary.json``: what came out, per seed."""
     best = [best_evaluation(run.evaluations, seed) for seed in run.seeds]
     return {
+        "algorithm": run.algorithm,
         "env": run.spec.name,
         "env_steps": run.env_steps,
         "seconds": round(seconds, 2),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "computed_memory_bytes": run.memory_parts(),
         "seeds": [
             {
                 "seed": seed,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -84,6 +84,7 @@ class MLP(eqx.Module):
 
     hidden: tuple[Hidden, ...]
     output: Linear
+    activation: ClassVar[str] = "silu"
 
     def __init__(self, in_size: int, width: int, out_size: int, layers: int, norm: NormKind, key: jax.Array):
         keys = jax.random.split(key, layers)

@@ -262,7 +262,7 @@ def apply_gradients(
     The parameters then stay finite: where the gradient's norm is finite, so are Adam's moments, and its step is bounded.
     """
     finite = jnp.isfinite(optax.tree.norm(grads))
-    updates, new_opt_state = optimiser.update(grads, opt_state)
+    updates, new_opt_state = optimiser.update(grads, opt_state, module)
     stepped = eqx.apply_updates(module, updates)
     module, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), (stepped, new_opt_state), (module, opt_state)
@@ -430,4 +430,5 @@ def make_learner(config: Config, spec: EnvSpec) -> Learner:
         policy=lambda state: state.policy,
         act=act,
         update=lambda state, rollout, key: update(state, rollout, key, config, spec),
+        optimiser_steps=STEPS_PER_MINIBATCH * config.num_updates,
     )

@@ -58,3 +58,6 @@ class Learner(NamedTuple):
     #: (policy, obs, key, greedy) -> (action in [-1, 1] or index, the sample behind it)
     act: Callable[[PyTree, PyTree, jax.Array, bool | jax.Array], tuple[jax.Array, jax.Array]]
     update: Callable[[PyTree, Rollout, jax.Array], tuple[PyTree, Metrics]]
+    optimiser_steps: int  #: that an update takes, all optimisers together
+    #: state -> the part of it that is a replay memory, if any: an update then overwrites the state in place
+    replay: Callable[[PyTree], PyTree] = lambda state: ()

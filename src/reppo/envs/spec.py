@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from reppo.config import Config, ConfigError
+from reppo.config import ConfigError, RunConfig
 from reppo.types import PyTree
 
 
@@ -84,7 +84,7 @@ def check_observation(name: str, observation: PyTree) -> None:
             )
 
 
-def resolve(spec: EnvSpec, config: Config) -> EnvSpec:
+def resolve(spec: EnvSpec, config: RunConfig) -> EnvSpec:
     """The spec with the configuration's choices in it; raises `ConfigError` where neither decides."""
     check_observation(spec.name, spec.observation)
     actor_keys, critic_keys = config.actor_obs or spec.actor_keys, config.critic_obs or spec.critic_keys
@@ -122,7 +122,7 @@ def resolve(spec: EnvSpec, config: Config) -> EnvSpec:
     )
 
 
-def resolve_bounds(spec: EnvSpec, config: Config) -> tuple[np.ndarray, np.ndarray]:
+def resolve_bounds(spec: EnvSpec, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
     """Bounds of the actions, ``[A]`` each: the environment's, and the configuration's where it has none."""
     low, high = spec.action_low, spec.action_high
     if spec.discrete:

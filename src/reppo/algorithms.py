@@ -1,0 +1,57 @@
+"""The algorithms that share the training loop, by name: a configuration, and the `Learner` that it makes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from reppo.config import Config, ConfigError, RunConfig, nearest
+from reppo.envs.spec import EnvSpec
+from reppo.types import Learner
+
+
+class Algorithm(NamedTuple):
+    config: type[Any]  #: its configuration
+    make_learner: Callable[[Any, EnvSpec], Learner]  #: ``spec`` must be resolved: see `reppo.envs.spec.resolve`
+    facts: Callable[[Any, EnvSpec], dict[str, Any]]  #: what it derives from the environment, for ``config.json``
+
+
+def _reppo() -> Algorithm:
+    module = importlib.import_module("reppo.reppo")
+    return Algorithm(
+        Config, module.make_learner, lambda config, spec: {"target_entropy": module.target_entropy(config, spec)}
+    )
+
+
+def _fasttd3() -> Algorithm:
+    module = importlib.import_module("reppo.baselines.fasttd3")
+    return Algorithm(module.FastTD3Config, module.make_learner, lambda config, spec: {})
+
+
+ALGORITHMS: dict[str, Callable[[], Algorithm]] = {"reppo": _reppo, "fasttd3": _fasttd3}
+
+
+def named(name: Any) -> Algorithm:
+    """The algorithm of this name; raises `ConfigError` where there is none."""
+    if not isinstance(name, str) or name not in ALGORITHMS:
+        raise ConfigError(f"no algorithm {name!r}{nearest(str(name), ALGORITHMS)}; there are {', '.join(ALGORITHMS)}")
+    return ALGORITHMS[name]()
+
+
+def name_of(config: RunConfig) -> str:
+    """The name of the algorithm that a configuration is of."""
+    return next(name for name, make in ALGORITHMS.items() if type(config) is make().config)
+
+
+def read_config(description: dict[str, Any], source: str) -> RunConfig:
+    """The configuration of a run's ``config.json``; one without an algorithm is REPPO's.
+
+    Raises:
+        ConfigError: where it is damaged, or of an algorithm that is none; ``source`` names the file.
+    """
+    try:
+        algorithm = named(description.get("algorithm", "reppo"))
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    return algorithm.config.from_json(description["config"], source)
