@@ -44,6 +44,11 @@ def name_of(config: RunConfig) -> str:
     return next(name for name, make in ALGORITHMS.items() if type(config) is make().config)
 
 
+def make_learner(config: RunConfig, spec: EnvSpec) -> Learner:
+    """The learner of a configuration, whichever algorithm it is of."""
+    return named(name_of(config)).make_learner(config, spec)
+
+
 def read_config(description: dict[str, Any], source: str) -> RunConfig:
     """The configuration of a run's ``config.json``; one without an algorithm is REPPO's.
 

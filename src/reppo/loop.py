@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from reppo import algorithms, checkpoint, envs, export, faults, run_directory
+from reppo.algorithms import make_learner
 from reppo.collector import Collected, Collector, JaxCollector, Keys, Stream, compile_over_seeds
 from reppo.config import PRESETS, ConfigError, RunConfig, shown_count
 from reppo.envs.host import SimulatorError
@@ -61,7 +62,7 @@ class Run:
         self.config, self.seeds, self.directory = config, list(seeds), directory
         self.spec: EnvSpec = resolve(env.spec(), config)
         self.algorithm = algorithms.name_of(config)
-        self.learner = algorithms.named(self.algorithm).make_learner(config, self.spec)
+        self.learner = make_learner(config, self.spec)
         #: whether the state holds a replay memory, so that an update overwrites it instead of copying it
         self.replays = bool(jax.tree.leaves(jax.eval_shape(self._replay, jax.random.key(0))))
         self.key = Keys(self.seeds)
@@ -69,8 +70,8 @@ class Run:
         self.collector: Collector = kind(env, self.spec, self.learner, config, self.key)  # pyright: ignore
         self.init = compile_over_seeds(self.learner.init, len(self.seeds), [0])
         # A state is donated only where it is large: if a gradient is not finite, it takes the old one to make it again.
-        donated = (0,) if self.replays else ()
-        self.update = compile_over_seeds(self.learner.update, len(self.seeds), [0, 0, 0], donated)
+        in_place = {"donate": (0,)} if self.replays else {}
+        self.update = compile_over_seeds(self.learner.update, len(self.seeds), [0, 0, 0], **in_place)
         self.history: list[dict[str, float]] = []
         self.evaluations: list[dict[str, float]] = []
         self.returns = np.full((len(self.seeds), 0), np.nan)
