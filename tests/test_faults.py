@@ -272,7 +272,8 @@ class Update:
         self.rollout = started.collector.collect(self.state, 0).rows
         self.run.update(self.state, self.rollout, self.keys)  # compiled while the losses are patched
         state, rollout, key = self.own(self.state, self.rollout, self.keys)
-        prepare = jax.jit(functools.partial(algorithm.minibatches, config=self.run.config, spec=self.run.spec))
+        config: Any = self.run.config
+        prepare = jax.jit(functools.partial(algorithm.minibatches, config=config, spec=self.run.spec))
         _, order, _ = prepare(state, rollout, key)
         self.order = np.array(order)  #: rows of every minibatch
 

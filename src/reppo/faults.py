@@ -22,9 +22,9 @@ import jax
 import numpy as np
 import optax
 
-from reppo import envs, reppo
+from reppo import algorithms, envs, reppo
 from reppo.checkpoint import CheckpointError, from_host, to_host
-from reppo.config import Config, ConfigError
+from reppo.config import Config, ConfigError, RunConfig
 from reppo.envs.autoreset import LARGEST, AutoReset, is_floating
 from reppo.envs.spec import EnvSpec, action_struct, resolve
 from reppo.files import replacing
@@ -61,18 +61,24 @@ def replay(path: Path, env: envs.AnyEnv | None = None) -> str:
         ConfigError: where the file is damaged, foreign, or of another environment.
     """
     arrays, meta = _load(path)
-    config = Config.from_json(meta["config"], str(path))
+    config = algorithms.read_config(meta, str(path))
     env = env or envs.make(meta["env"])
     if not isinstance(env, envs.Env):
         raise ConfigError(f"{meta['env']} runs on the host, where nothing can be made again")
     spec = resolve(env.spec(), config)
-    like, again = (_step_like(env), _step) if meta["kind"] == "step" else (_update_like(config, spec), _update)
-    try:
-        saved = from_host(arrays, like)
-    except CheckpointError as error:
-        raise ConfigError(f"{path} is not of {meta['env']}: {error}") from None
+
+    def saved(like: PyTree) -> PyTree:
+        try:
+            return from_host(arrays, like)
+        except CheckpointError as error:
+            raise ConfigError(f"{path} is not of {meta['env']}: {error}") from None
+
     with jax.default_matmul_precision(config.precision):
-        return f"{meta['env']}: {again(saved, env, config, spec)}"
+        if meta["kind"] == "step":
+            return f"{meta['env']}: {_step(saved(_step_like(env)), env, config, spec)}"
+        if not isinstance(config, Config):
+            raise ConfigError(f"{path}: only an update of REPPO can be made again")
+        return f"{meta['env']}: {_update(saved(_update_like(config, spec)), config, spec)}"
 
 
 NOT_REPRODUCED = "every number is finite here: it is not made again on this machine and with these versions"
@@ -90,7 +96,7 @@ def _step_like(env: envs.Env) -> PyTree:
     }
 
 
-def _step(saved: PyTree, env: envs.Env, config: Config, spec: EnvSpec) -> str:
+def _step(saved: PyTree, env: envs.Env, config: RunConfig, spec: EnvSpec) -> str:
     vector_env = AutoReset(env, config.num_envs, spec.time_limit, (spec.action_low, spec.action_high))
     after, transition = jax.jit(vector_env.step_alone)(saved["state"], saved["action"], saved["key"], saved["index"])
     wrong = [*_wrong(transition.obs, "obs"), *_wrong(transition.reward, "reward"), *_wrong(after, "state", state=True)]
@@ -128,9 +134,8 @@ def _update_like(config: Config, spec: EnvSpec) -> PyTree:
     return {"state": jax.eval_shape(lambda k: reppo.init(k, config, spec), key), "rollout": rollout, "key": key}
 
 
-def _update(saved: PyTree, env: envs.Env, config: Config, spec: EnvSpec) -> str:
+def _update(saved: PyTree, config: Config, spec: EnvSpec) -> str:
     """Step through the update; says where the first such gradient is, in which arrays, and what it was made of."""
-    del env
     prepare = jax.jit(functools.partial(reppo.minibatches, config=config, spec=spec))
     batch, rows, keys = prepare(saved["state"], saved["rollout"], saved["key"])
     step = jax.jit(functools.partial(_step_and_gradients, config=config, spec=spec))
