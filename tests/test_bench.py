@@ -14,9 +14,9 @@ import pytest
 from helpers import TINY
 
 from reppo import cli
-from reppo.bench import records, runner, suites
+from reppo.bench import launchers, records, runner, suites
 from reppo.bench.records import Key, Record
-from reppo.bench.runner import Bench, Job, Local, make_plan
+from reppo.bench.runner import Bench, Job, in_threads, make_plan
 from reppo.bench.suites import ABLATIONS, ALGORITHMS, BASELINES, DMC23, SUITES, Suite
 from reppo.config import PRESETS, ConfigError, preset
 
@@ -169,14 +169,32 @@ def test_a_baseline_is_one_more_command(tmp_path: Path, monkeypatch: pytest.Monk
 Process = Callable[[Sequence[str], Path], int]
 
 
-class InOrder:
-    """A launcher without threads: a run that is trained here sets signal handlers, which only the main thread may."""
+def in_order(jobs: Sequence[Job], work: runner.Work, stop: Callable[[], None], at_once: int) -> None:
+    """Without threads: a run that is trained here sets signal handlers, which only the main thread may."""
+    del stop, at_once
+    waiting = list(jobs)
+    while waiting:
+        waiting += work(waiting.pop(0))
 
-    def run(self, jobs: Sequence[Job], work: Callable[[Job], list[Job]], stop: Callable[[], None]) -> None:
-        del stop
-        waiting = list(jobs)
-        while waiting:
-            waiting += work(waiting.pop(0))
+
+@dataclasses.dataclass
+class Here:
+    """A launcher whose processes are calls of a function."""
+
+    process: Process
+    at_once: int | None = 1
+
+    def start(self, words: Sequence[str], again: Sequence[str], log: Path) -> launchers.Process:
+        del again
+        return Called(lambda: self.process(words, log))
+
+
+@dataclasses.dataclass(eq=False)
+class Called:
+    wait: Callable[[], int]
+
+    def stop(self) -> None:
+        raise AssertionError
 
 
 def in_this_process(words: Sequence[str], log: Path) -> int:
@@ -188,14 +206,14 @@ def in_this_process(words: Sequence[str], log: Path) -> int:
 
 def benching(tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch) -> tuple[Bench, list[str]]:
     said: list[str] = []
-    bench = Bench(tmp_path / "results", tmp_path / "work", said.append)
-    monkeypatch.setattr(bench, "process", process)
+    bench = Bench(tmp_path / "results", tmp_path / "work", said.append, Here(process))
+    monkeypatch.setattr(runner, "in_threads", in_order)
     return bench, said
 
 
 def test_a_suite_is_run_recorded_and_then_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench, said = benching(tmp_path, in_this_process, monkeypatch)
-    bench.run(make_plan("small", SMALL, bench.results).jobs, InOrder())
+    bench.run(make_plan("small", SMALL, bench.results).jobs)
     assert not bench.failed
     assert len(said) == 1
     assert said[0].startswith("reppo on probe:TargetReach, seeds 0 to 1: ")
@@ -236,11 +254,11 @@ def test_a_run_that_was_stopped_is_resumed_and_does_not_count_before(
     bench, _ = benching(tmp_path, stopped, monkeypatch)
     jobs = make_plan("small", SMALL, bench.results).jobs
     with pytest.raises(runner.Interrupted, match="was stopped; the same command goes on"):
-        bench.run(jobs, InOrder())
+        bench.run(jobs)
     assert records.read_all(bench.results).records == []
 
     bench, _ = benching(tmp_path, lambda words, log: ran.append(list(words)) or in_this_process(words, log), monkeypatch)
-    bench.run(make_plan("small", SMALL, bench.results).jobs, InOrder())
+    bench.run(make_plan("small", SMALL, bench.results).jobs)
     assert ran[0][3] == "train"
     assert ran[1][3:] == ["resume", ran[0][-1]]
     assert len(records.read_all(bench.results).records) == 2
@@ -263,7 +281,7 @@ def test_a_process_that_failed_is_recorded_and_launched_again(tmp_path: Path, mo
 
     bench, said = benching(tmp_path, failing, monkeypatch)
     jobs = make_plan("small", SMALL, bench.results).jobs
-    bench.run(jobs, InOrder())
+    bench.run(jobs)
     assert bench.failed == jobs
     assert said == ["reppo on probe:TargetReach, seeds 0 to 1: failed: exit code 2: out of memory"]
     found = records.read_all(bench.results).records
@@ -273,7 +291,7 @@ def test_a_process_that_failed_is_recorded_and_launched_again(tmp_path: Path, mo
 
 def test_a_process_that_left_nothing_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench, said = benching(tmp_path, lambda words, log: 0, monkeypatch)
-    bench.run(make_plan("small", SMALL, bench.results).jobs, InOrder())
+    bench.run(make_plan("small", SMALL, bench.results).jobs)
     assert "does not hold a finished run" in said[0]
     assert len(bench.failed) == 1
 
@@ -286,7 +304,7 @@ def test_seeds_that_one_of_them_has_ended_run_alone(tmp_path: Path, monkeypatch:
         return runner.DIVERGED if not alone or words[words.index("--seed") + 1] == "1" else code
 
     bench, said = benching(tmp_path, diverging, monkeypatch)
-    bench.run(make_plan("small", SMALL, bench.results).jobs, InOrder())
+    bench.run(make_plan("small", SMALL, bench.results).jobs)
     assert "each seed is run again by itself" in said[0]
     found = records.read_all(bench.results).records
     assert [(r.status, r.problem) for r in found] == [("complete", ""), ("diverged", "seed 1 stopped at 192 steps")]
@@ -294,7 +312,7 @@ def test_seeds_that_one_of_them_has_ended_run_alone(tmp_path: Path, monkeypatch:
     assert not make_plan("small", SMALL, bench.results).jobs
 
 
-def test_local_does_what_a_job_asks_for_and_stops_at_an_error() -> None:
+def test_what_a_job_asks_for_is_done_and_an_error_stops_the_rest() -> None:
     def job(*seeds: int) -> Job:
         return Job("s", "reppo", "probe:TargetReach", seeds, None, "cpu")
 
@@ -304,7 +322,7 @@ def test_local_does_what_a_job_asks_for_and_stops_at_an_error() -> None:
         done.append(tuple(job.seeds))
         return [dataclasses.replace(job, seeds=(seed,)) for seed in job.seeds] if len(job.seeds) > 1 else []
 
-    Local(2).run([job(0, 1), job(2)], work, pytest.fail)
+    in_threads([job(0, 1), job(2)], work, pytest.fail, 2)
     assert sorted(done) == [(0,), (0, 1), (1,), (2,)]
 
     def broken(job: Job) -> list[Job]:
@@ -312,18 +330,19 @@ def test_local_does_what_a_job_asks_for_and_stops_at_an_error() -> None:
 
     stopped: list[bool] = []
     with pytest.raises(runner.Interrupted):
-        Local().run([job(0)], broken, lambda: stopped.append(True))
+        in_threads([job(0)], broken, lambda: stopped.append(True), 1)
     assert stopped == [True]
 
 
 def test_a_real_process_and_its_log(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, tmp_path, print)
-    log = tmp_path / "log"
+    log, launcher = tmp_path / "log", launchers.Local(tmp_path, {})
     python = runner.sys.executable
-    assert bench.process([python, "-c", "print('one'); print('reppo: two'); raise SystemExit(3)"], log) == 3
+    said = "print('one'); print('reppo: two'); raise SystemExit(3)"
+    assert launcher.start([python, "-c", said], [], log).wait() == 3
     assert runner.last_words(log) == "two"
-    bench.stop()
-    assert bench.process([python, "-c", "import time; time.sleep(60)"], log) == -15
+    process = launcher.start([python, "-c", "import time; time.sleep(60)"], [], log)
+    process.stop()
+    assert process.wait() == -15
 
 
 # ------------------------------------------------------------------------------------------- files

@@ -363,6 +363,7 @@ class BenchArgs:
       reppo bench
       reppo bench laptop --dry-run
       reppo bench dmc23 --algorithms reppo --tasks CheetahRun HopperStand --seeds 5
+      reppo bench dmc23 --launcher slurm --launcher-set slurm_partition=gpu gpus_per_node=1 timeout_min=600
     """
 
     suite: Annotated[Positional[str | None], unset("[SUITE]")] = None
@@ -375,10 +376,12 @@ class BenchArgs:
     """Only the first so many of its seeds. Unset: all."""
     together: Annotated[int | None, unset("N")] = None
     """Seeds that share a process, vectorised on one device. Unset: as the suite says."""
-    at_once: int = 1
-    """Processes at a time."""
-    launcher: Literal["local"] = "local"
-    """Where the processes run: on this machine."""
+    at_once: Annotated[int | None, unset("N")] = None
+    """Processes at a time. Unset: one on this machine, all of them elsewhere."""
+    launcher: Literal["local", "slurm", "ray"] = "local"
+    """Where the processes run: on this machine, as jobs of Slurm, or as tasks of Ray."""
+    launcher_set: Annotated[tuple[str, ...], unset("NAME=VALUE ...")] = ()
+    """What each process asks the launcher for, such as timeout_min=600 gpus_per_node=1 (slurm), or num_gpus=1 (ray)."""
     results: Path = Path("results")
     """Where the results go, a small table for each run, and where those are that need not be run again."""
     work: Path = Path("runs/bench")
@@ -395,7 +398,7 @@ def bench(args: BenchArgs) -> None:
             counts = f"{len(suite.tasks)} tasks x {len(suite.algorithms)} algorithms x {suite.num_seeds} seeds"
             print(f"{name:12}{counts:44}{suite.about}")
         return
-    if args.at_once < 1:
+    if args.at_once is not None and args.at_once < 1:
         raise ConfigError(f"--at-once must be at least 1, got {args.at_once}")
     plan = runner.make_plan(
         args.suite,
@@ -421,12 +424,14 @@ def bench(args: BenchArgs) -> None:
 
 def run_plan(args: BenchArgs, jobs: Sequence[Any]) -> None:
     """Run the jobs of a plan; SIGTERM stops them as Ctrl-C does."""
-    from reppo.bench import runner
+    from reppo.bench import launchers, runner
 
-    benching = runner.Bench(args.results, args.work, lambda line: print(line, flush=True))
+    launcher = launchers.LAUNCHERS[args.launcher](args.work, launchers.settings(args.launcher_set))
+    benching = runner.Bench(args.results, args.work, lambda line: print(line, flush=True), launcher)
+    at_once = args.at_once or launcher.at_once or min(max(len(jobs), 1), launchers.MOST_AT_ONCE)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        benching.run(jobs, runner.Local(args.at_once))
+        benching.run(jobs, at_once)
     except (KeyboardInterrupt, runner.Interrupted):
         raise Stopped("stopped; its processes have saved, and the same command goes on") from None
     finally:

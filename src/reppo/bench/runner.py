@@ -7,24 +7,22 @@ resumed. What is recorded is read back from its files once it has ended, so a ha
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import csv
 import dataclasses
 import json
 import shlex
-import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from reppo import envs, options, run_directory
 from reppo.bench import records
+from reppo.bench.launchers import Launcher, Process
 from reppo.bench.records import Key, Record
 from reppo.bench.suites import ALGORITHMS, Algorithm, Suite
 from reppo.config import PRESETS, Config, ConfigError, nearest
@@ -211,33 +209,23 @@ def refuse_other_options(record: Record, config: Config, algorithm: Algorithm, r
 # ------------------------------------------------------------------------------------------------ launching
 
 
-class Launcher(Protocol):
-    """Where jobs run. `Local` is the only one here; a cluster's is one more class."""
-
-    def run(self, jobs: Sequence[Job], work: Callable[[Job], list[Job]], stop: Callable[[], None]) -> None:
-        """Do the work of every job, and of the jobs that it returns, until there are none; call ``stop`` on an error."""
-        ...
+Work = Callable[[Job], list[Job]]
 
 
-@dataclasses.dataclass
-class Local:
-    """On this machine, so many processes at a time."""
-
-    at_once: int = 1
-
-    def run(self, jobs: Sequence[Job], work: Callable[[Job], list[Job]], stop: Callable[[], None]) -> None:
-        with concurrent.futures.ThreadPoolExecutor(self.at_once) as pool:
-            waiting = {pool.submit(work, job) for job in jobs}
-            try:
-                while waiting:
-                    done, waiting = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
-                    for future in done:
-                        waiting |= {pool.submit(work, job) for job in future.result()}
-            except BaseException:
-                stop()  # the pool waits for its threads, and they for their processes
-                for future in waiting:
-                    future.cancel()
-                raise
+def in_threads(jobs: Sequence[Job], work: Work, stop: Callable[[], None], at_once: int) -> None:
+    """Do the work of every job, and of the jobs that it returns, until there are none; call ``stop`` on an error."""
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        waiting = {pool.submit(work, job) for job in jobs}
+        try:
+            while waiting:
+                done, waiting = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
+                for future in done:
+                    waiting |= {pool.submit(work, job) for job in future.result()}
+        except BaseException:
+            stop()  # the pool waits for its threads, and they for their processes
+            for future in waiting:
+                future.cancel()
+            raise
 
 
 class Interrupted(Exception):
@@ -252,31 +240,32 @@ class Bench:
         results: where records go.
         work: where run directories and logs go.
         tell: receives a line for whoever watches.
+        launcher: where the processes run.
         failed: jobs whose process has failed.
     """
 
     results: Path
     work: Path
     tell: Callable[[str], None]
+    launcher: Launcher
     failed: list[Job] = dataclasses.field(default_factory=list)
-    _processes: set[subprocess.Popen[bytes]] = dataclasses.field(default_factory=set)
+    _processes: set[Process] = dataclasses.field(default_factory=set)
     _stopping: threading.Event = dataclasses.field(default_factory=threading.Event)
 
-    def run(self, jobs: Sequence[Job], launcher: Launcher) -> None:
+    def run(self, jobs: Sequence[Job], at_once: int = 1) -> None:
         """Run all jobs; those that fail are in `failed`. Processes end with this one, and can be resumed."""
         if not jobs:
             return
         folder = self.work / jobs[0].suite
         folder.mkdir(parents=True, exist_ok=True)
         with run_directory.locked(folder):
-            launcher.run(jobs, self.job, self.stop)
+            in_threads(jobs, self.job, self.stop, at_once)
 
     def stop(self) -> None:
         """Ask every process to save and end."""
         self._stopping.set()
         for process in list(self._processes):
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
+            process.stop()
 
     def job(self, job: Job) -> list[Job]:
         """Run one job and record it; returns the jobs that it has to be divided into, usually none."""
@@ -286,7 +275,7 @@ class Bench:
         log = directory.with_name(directory.name + ".log")
         log.parent.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
-        code = self.process(self.words(job, directory), log)
+        code = self.process(job, directory, log)
         seconds = time.perf_counter() - began
         if code == STOPPED or self._stopping.is_set():
             raise Interrupted(f"{job} was stopped; the same command goes on")
@@ -318,25 +307,18 @@ class Bench:
                 return directory
         raise ConfigError(f"there are too many directories like {self.work / job.name}; remove some")
 
-    def words(self, job: Job, directory: Path) -> list[str]:
-        """The command of a job's process: a new run, or the rest of one that was stopped."""
-        new = [*job.command, "--out", str(directory)]
-        return [sys.executable, "-m", "reppo", *(["resume", str(directory)] if directory.exists() else new)]
-
-    def process(self, words: Sequence[str], log: Path) -> int:
-        """Run a process to its end; returns its exit code. What it says goes to a log."""
-        with log.open("ab") as file:
-            # In a session of its own: a Ctrl-C would reach it beside our signal, and the second one ends it at once.
-            process = subprocess.Popen(
-                words, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
-            )
-            self._processes.add(process)
-            if self._stopping.is_set():  # it began while the others were told
-                process.send_signal(signal.SIGTERM)
-            try:
-                return process.wait()
-            finally:
-                self._processes.discard(process)
+    def process(self, job: Job, directory: Path, log: Path) -> int:
+        """Run a job's process to its end, a new run, or the rest of one that was stopped; returns its exit code."""
+        reppo = [sys.executable, "-m", "reppo"]
+        new, again = [*reppo, *job.command, "--out", str(directory)], [*reppo, "resume", str(directory)]
+        process = self.launcher.start(again if directory.exists() else new, again, log)
+        self._processes.add(process)
+        if self._stopping.is_set():  # it began while the others were told
+            process.stop()
+        try:
+            return process.wait()
+        finally:
+            self._processes.discard(process)
 
     def fail(self, job: Job, problem: str, seconds: float) -> None:
         """Record that a job has failed: it was launched, so the tables have it."""
