@@ -31,6 +31,9 @@ def _fasttd3() -> Algorithm:
 
 ALGORITHMS: dict[str, Callable[[], Algorithm]] = {"reppo": _reppo, "fasttd3": _fasttd3}
 
+#: Algorithms that Brax trains with a loop of its own, see `reppo.baselines.brax_agents`.
+BRAX = ("ppo", "sac")
+
 
 def named(name: Any) -> Algorithm:
     """The algorithm of this name; raises `ConfigError` where there is none."""
@@ -53,8 +56,11 @@ def read_config(description: dict[str, Any], source: str) -> RunConfig:
     """The configuration of a run's ``config.json``; one without an algorithm is REPPO's.
 
     Raises:
-        ConfigError: where it is damaged, or of an algorithm that is none; ``source`` names the file.
+        ConfigError: where it is damaged, or of an algorithm that is none or has another loop; ``source`` names the file.
     """
+    if description.get("algorithm") in BRAX:
+        again = f"; `{description['command']}` starts it again" if "command" in description else ""
+        raise ConfigError(f"{source}: a run of Brax's {description['algorithm']} cannot be continued{again}")
     try:
         algorithm = named(description.get("algorithm", "reppo"))
     except ConfigError as error:

@@ -39,13 +39,12 @@ from reppo.display import ACCENT, PlainDisplay, make_display, number, shown
 from reppo.envs.check import check
 from reppo.evaluate import evaluate_policy
 from reppo.files import drop_truncated
-from reppo.interrupt import KILLED, STOPPED, Interrupt, Stopped
+from reppo.interrupt import KILLED, NOTHING_YET, STOPPED, Interrupt, Stopped
 from reppo.options import INLINE, unset
 from reppo.run_directory import check_free, new_run_name, read_description
 from reppo.sinks import Sink, WandbSink
 
 DEFAULT_ENV = "playground:CartpoleSwingup"
-BASELINES = ("fasttd3",)
 
 CHECK_FAILED = 1  #: exit code of `reppo check-env` where a check has failed
 USER_ERROR = 2  #: exit code of everything that the user can mend
@@ -123,18 +122,21 @@ def resume(args: ResumeArgs) -> None:
 
 
 @contextlib.contextmanager
-def reported_run(directory: Path, env: str, wandb: str | None) -> Iterator[dict[str, Any]]:
-    """What a run of the command line has beside its configuration: a display, stopping on signals, explained errors."""
+def reported_run(directory: Path, env: str, wandb: str | None, lost: str = NOTHING_YET) -> Iterator[dict[str, Any]]:
+    """What a run of the command line has beside its configuration: a display, stopping on signals, explained errors.
+
+    ``lost`` says why there is nothing to resume, where that is so; given, that is always so.
+    """
     display = make_display(directory, started)
     sinks: list[Sink] = [display] if wandb is None else [display, WandbSink(wandb)]
 
     def how_to_resume() -> str | None:
-        begun = (directory / "config.json").exists()
+        begun = lost == NOTHING_YET and (directory / "config.json").exists()
         return f"`reppo resume {shlex.quote(shown(directory))}` goes on" if begun else None
 
     with (
         contextlib.closing(display),
-        Interrupt(how_to_resume) as interrupt,
+        Interrupt(how_to_resume, lost) as interrupt,
         interrupt.expendable(),
         explained_errors(env, display),
     ):
@@ -433,7 +435,7 @@ def run_plan(args: BenchArgs, jobs: Sequence[Any]) -> None:
     try:
         benching.run(jobs, at_once)
     except (KeyboardInterrupt, runner.Interrupted):
-        raise Stopped("stopped; its processes have saved, and the same command goes on") from None
+        raise Stopped("stopped; the same command goes on") from None
     finally:
         signal.signal(signal.SIGTERM, before)
     if benching.failed:
@@ -467,12 +469,12 @@ class BaselineArgs:
     """Train what REPPO is compared with; the files are those of `reppo train`.
 
     Examples:
-      reppo baseline fasttd3 playground:CheetahRun
+      reppo baseline ppo playground:CheetahRun
       reppo baseline fasttd3 gymnax:Pendulum-v1 --preset cpu --set total_steps=100000 n_step=1
     """
 
     algorithm: Positional[str]
-    """fasttd3."""
+    """fasttd3, or one of Brax's: ppo, sac."""
     env: Positional[str]
     """suite:Task, or path/to/file.py:MyEnv."""
     preset: Annotated[str, unset("{published,published-robots,cpu}")] = ""
@@ -496,19 +498,26 @@ class BaselineArgs:
 
 
 def baseline(args: BaselineArgs) -> None:
-    if args.algorithm not in BASELINES:
-        close = nearest(args.algorithm, BASELINES)
-        raise ConfigError(f"no baseline {args.algorithm!r}{close}; there are {', '.join(BASELINES)}")
+    given = {name: getattr(args, name) for name in ("total_steps", "num_evals", "eval_episodes")}
+    preset = args.preset or ("cpu" if jax.default_backend() == "cpu" else "published")
+    config = baselines.configured(args.algorithm, args.env, preset, args.set, given)
     if args.seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {args.seeds}")
-    config = baselines.configured(
-        args.preset or ("cpu" if jax.default_backend() == "cpu" else "published"),
-        args.set,
-        {name: getattr(args, name) for name in ("total_steps", "num_evals", "eval_episodes")},
-    )
     out = args.out or Path("runs") / new_run_name(f"{args.env}-{args.algorithm}")
-    with reported_run(out, args.env, args.wandb) as how:
-        loop.train(args.env, config, seed=args.seed, num_seeds=args.seeds, out=out, **how)
+    if args.algorithm not in algorithms.BRAX:
+        with reported_run(out, args.env, args.wandb) as how:
+            loop.train(args.env, config, seed=args.seed, num_seeds=args.seeds, out=out, **how)
+        return
+    if args.seeds > 1:
+        raise ConfigError(f"Brax's {args.algorithm} trains one seed at a time; leave out --seeds")
+    from reppo.baselines import brax_agents
+
+    words = ["reppo", "baseline", args.algorithm, args.env, "--preset", preset, "--seed", str(args.seed)]
+    words += [word for name, value in given.items() if value is not None for word in (options.flag(name), str(value))]
+    command = shlex.join([*words, *(["--set", *args.set] if args.set else [])])
+    with reported_run(out, args.env, args.wandb, f"a run of Brax's {args.algorithm} cannot be continued") as how:
+        del how["interrupt"]  # it may end at any moment
+        brax_agents.train(args.env, config, seed=args.seed, out=out, command=command, **how)
 
 
 @dataclasses.dataclass(frozen=True)

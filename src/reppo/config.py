@@ -274,7 +274,7 @@ def config_from_json(cls: type[AnyConfig], values: dict[str, Any], source: str) 
     return config
 
 
-def check_types(config: RunConfig) -> None:
+def check_types(config: Any) -> None:
     """Raise `ConfigError` at the first value that is not of its option's type."""
     for name, hint in get_type_hints(type(config)).items():
         if not _is_a(getattr(config, name), hint):
@@ -292,7 +292,7 @@ def check_ranges(config: RunConfig) -> None:
         raise ConfigError(f"action_low must be below action_high, got [{config.action_low}, {config.action_high}]")
 
 
-def check_limits(config: RunConfig) -> None:
+def check_counts(config: Any) -> None:
     """Refuse counts that no run can have, before anything is allocated or looped over for them."""
     # Evaluations are a matter of the host, which counts further; the steps of a run are counted in iterations.
     for name, hint in get_type_hints(type(config)).items():
@@ -301,6 +301,11 @@ def check_limits(config: RunConfig) -> None:
         counted = hint in (int, int | None) and name not in ("total_steps", "num_evals")
         if counted and value is not None and value > most:
             raise ConfigError(f"{name} must be at most {most:,}, got {shown_count(value)}")
+
+
+def check_limits(config: RunConfig) -> None:
+    """`check_counts`, and the same of what a run has in all."""
+    check_counts(config)
     if config.batch_size > LARGEST_COUNT:
         raise ConfigError(
             f"num_envs * num_steps must be at most {LARGEST_COUNT:,}, got {config.num_envs:,} * {config.num_steps:,}"
@@ -318,11 +323,11 @@ def shown_count(value: int) -> str:
 
 
 def _is_a(value: Any, hint: Any) -> bool:
-    """Whether a value has the type of an option: a class, a union of them, a Literal, or a tuple of strings."""
+    """Whether a value has the type of an option: a class, a union of them, a Literal, or a tuple of one class."""
     if get_origin(hint) is Literal:
         return isinstance(value, str) and value in get_args(hint)
     if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(isinstance(entry, str) for entry in value)
+        return isinstance(value, tuple) and all(type(entry) is get_args(hint)[0] for entry in value)
     if isinstance(hint, types.UnionType):
         return any(_is_a(value, option) for option in get_args(hint))
     if hint is float:

@@ -121,6 +121,7 @@ class Telemetry:
         self.evaluations: list[Rows] = []  #: the rows of every evaluation, one row per seed
         self.metrics: dict[str, float] = {}  #: the latest metrics, averaged over seeds
         self.steps = 0.0
+        self.algorithm = "reppo"
         self.env, self.seeds, self.config, self.spec, self.hardware = "", [], {}, {}, {}
         self._started = now() if started is None else started
         self._speeds: deque[float] = deque(maxlen=20)
@@ -128,6 +129,7 @@ class Telemetry:
         self._finish_at = math.nan
 
     def begin(self, description: dict[str, Any]) -> None:
+        self.algorithm = str(description.get("algorithm", "reppo"))
         self.env, self.seeds = str(description["env"]), list(description["seeds"])
         self.config, self.spec = description["config"], description["spec"]
         self.hardware = description.get("hardware", {})
@@ -219,18 +221,21 @@ class Cell(NamedTuple):
 
 def header(telemetry: Telemetry) -> Iterator[Text]:
     """What is trained, how, on what, and where its files go."""
-    name, changes = nearest_preset(telemetry.config)
     devices = telemetry.hardware.get("devices", [])
     device = f"{len(devices)} x {devices[0]}" if len(devices) > 1 else "".join(devices)
     if device in ("", "cpu"):
         device = f"{telemetry.hardware.get('cpu', 'CPU')}, {telemetry.hardware.get('cpu_cores', '?')} cores"
     entries = [
-        Cell("preset", " ".join([name, *changes])),
         Cell("seeds" if len(telemetry.seeds) > 1 else "seed", ", ".join(map(str, telemetry.seeds))),
         Cell("device", device),
         Cell("files", "none" if telemetry.directory is None else shown(telemetry.directory)),
     ]
-    yield Text("REPPO ", style=f"bold {ACCENT}").append(telemetry.env, style="bold default")
+    if telemetry.algorithm == "reppo":
+        name, changes = nearest_preset(telemetry.config)
+        entries.insert(0, Cell("preset", " ".join([name, *changes])))
+    title = {"reppo": "REPPO", "ppo": "Brax PPO", "sac": "Brax SAC", "fasttd3": "FastTD3"}
+    title = title.get(telemetry.algorithm, telemetry.algorithm)
+    yield Text(f"{title} ", style=f"bold {ACCENT}").append(telemetry.env, style="bold default")
     for entry in entries:
         yield Text("  ") + entry.text(10)
 

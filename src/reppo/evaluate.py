@@ -116,34 +116,49 @@ def evaluate_policy(
     return result
 
 
+class GreedyEpisodes:
+    """Fresh greedy episodes on ``N`` copies of an environment in JAX, of policies that differ in their parameters alone.
+
+    ``act(params, obs)`` gives actions in [-1, 1]; what contains the simulator is compiled once.
+    """
+
+    def __init__(self, env: envs.Env, spec: EnvSpec, num_envs: int, act: Callable[[PyTree, PyTree], Any]):
+        vector_env = AutoReset(env, num_envs, spec.time_limit, (spec.action_low, spec.action_high))
+        self.num_envs = num_envs
+
+        @jax.jit
+        def start(key: jax.Array) -> Any:
+            return vector_env.begin(vector_env.first(key))
+
+        @jax.jit
+        def steps(params: PyTree, env_state: Any, key: jax.Array) -> tuple[Any, Any]:
+            def step(env_state: Any, key: jax.Array) -> tuple[Any, Any]:
+                env_state, timestep = vector_env.step(env_state, act(params, env_state.obs), key)
+                return env_state, (timestep.reward, timestep.terminated | timestep.truncated, ~timestep.valid)
+
+            return jax.lax.scan(step, env_state, jax.random.split(key, CHUNK))
+
+        self._start, self._steps = start, steps
+
+    def __call__(self, params: PyTree, number: int, seed: int) -> list[Evaluation]:
+        """``number`` batches of ``N`` episodes."""
+        batches = []
+        for key in jax.random.split(jax.random.key(seed), number):
+            key_first, key_steps = jax.random.split(key)
+            env_state, episodes = self._start(key_first), FirstEpisodes((self.num_envs,))
+            for part in itertools.count():
+                env_state, seen = self._steps(params, env_state, jax.random.fold_in(key_steps, part))
+                for row in zip(*jax.device_get(seen), strict=True):
+                    episodes.add(*row)
+                if not episodes.running.any():
+                    break
+            batches.append(episodes.result())
+        return batches
+
+
 def _in_jax(policy: SavedPolicy, env: Any, spec: EnvSpec, num_envs: int, number: int, seed: int) -> list[Evaluation]:
     """``number`` batches of ``N`` episodes."""
-    vector_env = AutoReset(env, num_envs, spec.time_limit, (spec.action_low, spec.action_high))
-
-    @jax.jit
-    def start(key: jax.Array) -> Any:
-        return vector_env.begin(vector_env.first(key))
-
-    @jax.jit
-    def steps(env_state: Any, key: jax.Array) -> tuple[Any, Any]:
-        def step(env_state: Any, key: jax.Array) -> tuple[Any, Any]:
-            env_state, timestep = vector_env.step(env_state, policy.greedy(env_state.obs), key)
-            return env_state, (timestep.reward, timestep.terminated | timestep.truncated, ~timestep.valid)
-
-        return jax.lax.scan(step, env_state, jax.random.split(key, CHUNK))
-
-    batches = []
-    for key in jax.random.split(jax.random.key(seed), number):
-        key_first, key_steps = jax.random.split(key)
-        env_state, episodes = start(key_first), FirstEpisodes((num_envs,))
-        for part in itertools.count():
-            env_state, seen = steps(env_state, jax.random.fold_in(key_steps, part))
-            for row in zip(*jax.device_get(seen), strict=True):
-                episodes.add(*row)
-            if not episodes.running.any():
-                break
-        batches.append(episodes.result())
-    return batches
+    return GreedyEpisodes(env, spec, num_envs, lambda _, obs: policy.greedy(obs))((), number, seed)
 
 
 def _on_host(policy: SavedPolicy, env: Any, spec: EnvSpec, num_envs: int, number: int, seed: int) -> list[Evaluation]:

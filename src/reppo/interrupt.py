@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TextIO
 
 STOPPED = 75  #: exit code of a run that was asked to stop and can be resumed (EX_TEMPFAIL of sysexits.h)
+NOTHING_YET = "nothing is written yet"
 KILLED = 128  #: plus the signal's number: exit code where there is nothing to resume, as a shell has it
 
 
@@ -30,14 +31,15 @@ class Interrupt:
 
     Signals that the process was started to ignore, as a shell starts ``reppo train &``, stay ignored.
     Within `expendable`, where the state on disk is all there is to save, the first signal ends the process too.
-    ``how_to_resume`` makes the end of the sentence that says so, from what is on disk then; None where that is nothing.
+    ``how_to_resume`` makes the end of the sentence that says so, from what is on disk then; None where that is nothing:
+    then ``otherwise`` is its end.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self, how_to_resume: Callable[[], str | None]):
+    def __init__(self, how_to_resume: Callable[[], str | None], otherwise: str = NOTHING_YET):
         self.requested = 0  #: number of the first signal
-        self.how_to_resume = how_to_resume
+        self.how_to_resume, self.otherwise = how_to_resume, otherwise
         self._expendable = False
         self._phase = threading.Lock()
 
@@ -98,7 +100,7 @@ class Interrupt:
         file = sys.__stderr__ or sys.stderr  # a live display puts what it is told above itself, and will not live on
         with contextlib.suppress(OSError, ValueError):
             if _listening(file):  # written past the file's buffer, whose lock another thread may hold
-                line = f"reppo: {how}; {how_to_resume or 'nothing is written yet'}\n"
+                line = f"reppo: {how}; {how_to_resume or self.otherwise}\n"
                 os.write(file.fileno(), ("\n" * file.isatty() + line).encode())
         os._exit(STOPPED if how_to_resume else KILLED + number)
 

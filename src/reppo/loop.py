@@ -292,9 +292,13 @@ def memory() -> int | None:
 def evaluation_due(config: RunConfig, iteration: int) -> bool:
     """Whether the policy is evaluated after an iteration: after 0, and `num_evals` times evenly over the run, the last at
     its end; after every iteration where there are fewer of these."""
-    n, k = config.num_iterations, config.num_evals
-    before = iteration * k // n
-    return any(round(i * n / k) == iteration for i in (before, before + 1))
+    return due(iteration, config.num_iterations, config.num_evals)
+
+
+def due(i: int, n: int, k: int) -> bool:
+    """Whether ``i`` of ``0, ..., n`` is 0 or among the ``k`` that divide them evenly."""
+    before = i * k // n
+    return any(round(j * n / k) == i for j in (before, before + 1))
 
 
 # --------------------------------------------------------------------------------------------- train and resume

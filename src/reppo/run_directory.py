@@ -81,12 +81,12 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def dropped_unless_begun(path: Path) -> Iterator[None]:
-    """Remove a directory that `create` has made, if the run fails before it has anything that could be resumed."""
+def dropped_unless_begun(path: Path, sign: str = "checkpoints") -> Iterator[None]:
+    """Remove a directory that `create` has made, if the run fails before it has anything that is of use: ``sign``."""
     try:
         yield
     except Exception:
-        if not (path / "checkpoints").exists():
+        if not (path / sign).exists():
             shutil.rmtree(path, ignore_errors=True)
         raise
 

@@ -1,36 +1,61 @@
-"""What REPPO is compared with: FastTD3, on our loop."""
+"""What REPPO is compared with: FastTD3 on our loop, and Brax's PPO and SAC on its own."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_type_hints
 
 from reppo.config import ConfigError, nearest
 
 
-def configured(preset: str, settings: Sequence[str], options: Mapping[str, Any]) -> Any:
-    """FastTD3's configuration: a preset, with ``NAME=VALUE`` settings, and with those ``options`` that are not None.
+def _fasttd3(env: str) -> Mapping[str, Any]:
+    from reppo.baselines.fasttd3 import PRESETS
+
+    del env  # the same for all
+    return PRESETS
+
+
+def _ppo(env: str) -> Mapping[str, Any]:
+    from reppo.baselines.brax_config import ppo_presets
+
+    return ppo_presets(env)
+
+
+def _sac(env: str) -> Mapping[str, Any]:
+    from reppo.baselines.brax_config import sac_presets
+
+    return sac_presets(env)
+
+
+#: Of every baseline its presets for an environment: complete configurations by name.
+PRESETS: dict[str, Callable[[str], Mapping[str, Any]]] = {"fasttd3": _fasttd3, "ppo": _ppo, "sac": _sac}
+
+
+def configured(algorithm: str, env: str, preset: str, settings: Sequence[str], options: Mapping[str, Any]) -> Any:
+    """A baseline's configuration: a preset, with ``NAME=VALUE`` settings, and with those ``options`` that are not None.
 
     Raises:
-        ConfigError: for a preset or a name that is none, and for a value that cannot be.
+        ConfigError: for an algorithm, a preset or a name that is none, and for a value that cannot be.
     """
-    from reppo.baselines.fasttd3 import PRESETS, FastTD3Config
-
-    if preset not in PRESETS:
-        raise ConfigError(f"no preset {preset!r}{nearest(preset, PRESETS)}; there are {', '.join(PRESETS)}")
-    hints = get_type_hints(FastTD3Config)
+    if algorithm not in PRESETS:
+        raise ConfigError(f"no baseline {algorithm!r}{nearest(algorithm, PRESETS)}; there are {', '.join(PRESETS)}")
+    presets = PRESETS[algorithm](env)
+    if preset not in presets:
+        raise ConfigError(f"no preset {preset!r}{nearest(preset, presets)}; there are {', '.join(presets)}")
+    hints = get_type_hints(type(presets[preset]))
+    names = [field.name for field in dataclasses.fields(presets[preset])]
     changes = {name: value for name, value in options.items() if value is not None}
     for word in settings:
         name, equals, value = word.partition("=")
         if not equals:
             raise ConfigError(f"--set takes NAME=VALUE, got {word!r}")
-        if name not in hints:
-            raise ConfigError(f"--set: no setting {name!r}{nearest(name, hints)}; docs/baselines.md lists them")
+        if name not in names:
+            raise ConfigError(f"--set: no setting {name!r}{nearest(name, names)}; docs/baselines.md lists them")
         if name in changes:
             raise ConfigError(f"--set: {name} is given twice")
         changes[name] = read(name, value, hints[name])
-    config = dataclasses.replace(PRESETS[preset], **changes)
+    config = dataclasses.replace(presets[preset], **changes)
     config.validate()
     return config
 
@@ -44,6 +69,8 @@ def read(name: str, word: str, hint: Any) -> Any:
         return switches[word]
     if hint == tuple[str, ...]:
         return tuple(part for part in word.split(",") if part)
+    if hint == tuple[int, ...]:
+        return tuple(read(name, part, int) for part in word.split(","))
     try:
         number = float(word.replace(",", ""))
         if hint in (float, float | None):

@@ -142,7 +142,7 @@ def make_plan(
     for env in chosen(tasks, suite.tasks, "task", name):
         absent = unavailable(env)
         for algorithm in chosen(algorithms, suite.algorithms, "algorithm", name):
-            problem = absent if algorithm in ALGORITHMS else f"there is no algorithm {algorithm} here yet"
+            problem = absent or unsuited(algorithm, env)
             if problem:
                 plan.impossible.append(Job(name, algorithm, env, tuple(all_seeds), None, suite.preset, problem))
                 continue
@@ -192,6 +192,15 @@ def unavailable(env: str) -> str:
         return f"{env} needs {suite.package}: pip install 'reppo[{suite.extra}]'"
     if suite.lists_all and task not in suite.adapter().names():
         return f"{name} has no task {task} here"
+    return ""
+
+
+def unsuited(algorithm: str, env: str) -> str:
+    """Why an algorithm cannot be run on an environment that is here; empty where it can."""
+    if algorithm not in ALGORITHMS:
+        return f"there is no algorithm {algorithm} here yet"
+    if ALGORITHMS[algorithm].in_jax and not envs.SUITES[env.partition(":")[0]].in_jax:
+        return f"{algorithm} takes environments that are written in JAX, and {env} is not"
     return ""
 
 
@@ -300,10 +309,10 @@ class Bench:
         return []
 
     def free_directory(self, job: Job) -> Path:
-        """The run directory to go on in, or a new one: one of something else is never touched."""
+        """The run directory to go on in, or a new one: one of something else is never touched, nor one that cannot go on."""
         for number in range(1, 1000):
             directory = self.work / (job.name + (f"-{number}" if number > 1 else ""))
-            if not directory.exists() or is_of(job, directory):
+            if not directory.exists() or (ALGORITHMS[job.algorithm].resumes and is_of(job, directory)):
                 return directory
         raise ConfigError(f"there are too many directories like {self.work / job.name}; remove some")
 

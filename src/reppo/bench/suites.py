@@ -60,7 +60,7 @@ class Algorithm:
     A baseline plugs in with a command of its own. It is called as ``reppo COMMAND ENV --seed S --out DIR``, with
     ``--total-steps``, ``--num-evals`` and ``--eval-episodes``, with ``--preset`` if it has `presets`, and with ``--seeds N``
     if it trains several seeds at once. It leaves in ``DIR`` what a run of `reppo train` leaves: ``config.json``,
-    ``evaluations.csv`` and ``summary.json``; `reppo resume` goes on with one that was stopped.
+    ``evaluations.csv`` and ``summary.json``; `reppo resume` goes on with one that was stopped, if it `resumes`.
     """
 
     about: str
@@ -69,6 +69,8 @@ class Algorithm:
     command: tuple[str, ...] = ("train",)
     presets: Mapping[str, str] = dataclasses.field(default_factory=dict)  #: of a baseline, by the suite's preset
     several_seeds: bool = True  #: whether one process can train several
+    resumes: bool = True  #: whether a run that was stopped can go on; otherwise it is begun anew
+    in_jax: bool = False  #: whether it takes only environments that are written in JAX
 
     @property
     def is_reppo(self) -> bool:
@@ -123,9 +125,25 @@ ALGORITHMS: dict[str, Algorithm] = {
         presets={"cpu": "cpu", "paper-large": "published"},
         several_seeds=False,
     ),
+    "ppo": Algorithm(
+        "Brax's PPO with the settings published for the task",
+        command=("baseline", "ppo"),
+        presets={"cpu": "cpu", "paper-large": "published"},
+        several_seeds=False,
+        resumes=False,
+        in_jax=True,
+    ),
+    "sac": Algorithm(
+        "Brax's SAC with the settings published for the task: twin critics, replay memory",
+        command=("baseline", "sac"),
+        presets={"cpu": "cpu", "paper-large": "published"},
+        several_seeds=False,
+        resumes=False,
+        in_jax=True,
+    ),
 }
 
-#: Named by suites. One without a line above is not written yet: `reppo bench` and the report name it as missing.
+#: Those of suites, in the order of the report.
 BASELINES = ("ppo", "sac", "fasttd3")
 
 

@@ -32,6 +32,7 @@ class Suite:
     module: str  #: our adapter, with ``names()`` and ``make(name)``
     about: str
     lists_all: bool = True  #: whether ``names()`` has every task; otherwise ``make`` judges a name itself
+    in_jax: bool = True  #: whether its environments are written in JAX; otherwise they step on the host
 
     @property
     def install(self) -> str:
@@ -49,17 +50,22 @@ SUITES: dict[str, Suite] = {
     "brax": Suite("brax", "brax", "reppo.envs.brax", "Brax: ant, halfcheetah, humanoid, ..."),
     "gymnax": Suite("gymnax", "gymnax", "reppo.envs.gymnax", "gymnax: classic control, MinAtar"),
     "gymnasium": Suite(
-        "gymnasium", "gymnasium", "reppo.envs.gymnasium", "Gymnasium: MuJoCo, classic control, any registered id", False
+        "gymnasium",
+        "gymnasium",
+        "reppo.envs.gymnasium",
+        "Gymnasium: MuJoCo, classic control, any registered id",
+        False,
+        False,
     ),
     "envpool": Suite(
-        "envpool", "envpool", "reppo.envs.envpool", "EnvPool: MuJoCo, dm_control, robots, in fast C++ threads", False
+        "envpool", "envpool", "reppo.envs.envpool", "EnvPool: MuJoCo, dm_control, robots, in fast C++ threads", False, False
     ),
     "maniskill": Suite(
-        "mani_skill", "maniskill", "reppo.envs.maniskill", "ManiSkill: robot manipulation in SAPIEN, by torch", False
+        "mani_skill", "maniskill", "reppo.envs.maniskill", "ManiSkill: robot manipulation in SAPIEN, by torch", False, False
     ),
-    "mjlab": Suite("mjlab", "mjlab", "reppo.envs.mjlab", "mjlab: robots in MuJoCo Warp, by torch", False),
+    "mjlab": Suite("mjlab", "mjlab", "reppo.envs.mjlab", "mjlab: robots in MuJoCo Warp, by torch", False, False),
     "isaaclab": Suite(
-        "isaaclab", None, "reppo.envs.isaaclab", "Isaac Lab: manager-based tasks, by their ids, by torch", False
+        "isaaclab", None, "reppo.envs.isaaclab", "Isaac Lab: manager-based tasks, by their ids, by torch", False, False
     ),
     "probe": Suite(None, None, "reppo.envs.probes", "tiny environments with known values, for testing"),
 }

@@ -50,3 +50,20 @@ def make(name: str, physics: str | None = None) -> BraxStyle:
         value_range=value_ranges.DM_CONTROL if dmc else value_ranges.PLAYGROUND_ROBOTS,
         max_return=float(length) if dmc else None,
     )
+
+
+def training_config(name: str, algorithm: str) -> dict[str, Any] | None:
+    """Playground's own settings of a task for Brax's ``ppo`` or ``sac``; None where it has none."""
+    from mujoco_playground import registry
+    from mujoco_playground.config import dm_control_suite_params, locomotion_params, manipulation_params
+
+    families = [
+        (registry.dm_control_suite, dm_control_suite_params),
+        (registry.locomotion, locomotion_params),
+        (registry.manipulation, manipulation_params),
+    ]
+    for family, params in families:
+        settings = getattr(params, f"brax_{algorithm}_config", None)
+        if name in family.ALL_ENVS and settings is not None:
+            return settings(name).to_dict()
+    return None
