@@ -39,8 +39,8 @@ def test_the_reference_returns_are_the_published_ones(root: Path) -> None:
 @pytest.mark.parametrize("name", SUITES)
 def test_every_suite_can_be_configured(name: str) -> None:
     suite = SUITES[name]
-    assert set(suite.algorithms) <= ALGORITHMS.keys() | set(BASELINES)
-    for algorithm in set(suite.algorithms) & ALGORITHMS.keys():
+    assert set(suite.algorithms) <= ALGORITHMS.keys()
+    for algorithm in suite.algorithms:
         ALGORITHMS[algorithm].configured(suite.config).validate()
 
 
@@ -85,9 +85,7 @@ def test_the_command_of_a_run_has_its_configuration(name: str, preset_name: str)
 def test_a_plan_of_nothing_done(tmp_path: Path) -> None:
     plan = make_plan("laptop", SUITES["laptop"], tmp_path)
     assert not plan.done
-    assert {job.algorithm for job in plan.jobs} == {"reppo", "reppo-score_q", "reppo-score_gae"} | (
-        set(BASELINES) & ALGORITHMS.keys()
-    )
+    assert {job.algorithm for job in plan.jobs} == {"reppo", "reppo-score_q", "reppo-score_gae", *BASELINES}
     for name in {job.algorithm for job in plan.jobs}:
         groups = [list(job.seeds) for job in plan.jobs if (job.algorithm, job.env) == (name, SUITES["laptop"].tasks[0])]
         together = ALGORITHMS[name].several_seeds
@@ -110,6 +108,10 @@ def test_what_cannot_run_here_is_named(tmp_path: Path) -> None:
     if "maniskill" not in cli.envs.SUITES:
         assert not plan.jobs
         assert runner.summarised(plan.impossible) == {"there is no environment maniskill:PokeCube-v1 here yet": 20}
+    host = dataclasses.replace(SMALL, tasks=("gymnasium:Pendulum-v1",), algorithms=("ppo", "reppo"))
+    found = make_plan("small", host, tmp_path)
+    assert [job.algorithm for job in found.jobs] == ["reppo"]
+    assert "ppo takes environments that are written in JAX" in found.impossible[0].problem
     unknown = dataclasses.replace(SMALL, tasks=("probe:Nothing",), algorithms=("reppo", "nothing"))
     found = make_plan("small", unknown, tmp_path)
     assert [job.problem for job in found.impossible] == [
@@ -262,6 +264,19 @@ def test_a_run_that_was_stopped_is_resumed_and_does_not_count_before(
     assert ran[0][3] == "train"
     assert ran[1][3:] == ["resume", ran[0][-1]]
     assert len(records.read_all(bench.results).records) == 2
+
+
+def test_a_run_that_cannot_be_resumed_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ALGORITHMS, "other", suites.Algorithm("another", command=("other",), resumes=False))
+    bench, _ = benching(tmp_path, in_this_process, monkeypatch)
+    (job,) = make_plan("small", dataclasses.replace(SMALL, algorithms=("other",)), bench.results).jobs
+    directory = bench.work / job.name
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps({"env": job.env, "seeds": [0, 1], "config": {}, "algorithm": "other"}))
+    assert runner.is_of(job, directory)
+    free = bench.free_directory(job)
+    assert free == directory.with_name(directory.name + "-2")
+    assert bench.words(job, free)[3:] == [*job.command, "--out", str(free)]
 
 
 def test_a_directory_of_another_run_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,13 +36,13 @@ from reppo.sinks import CsvSink, Event, Sink, best_evaluation
 from reppo.types import PyTree
 
 FLOAT = 4  #: bytes
-Params = Sequence[Any]  #: of Brax: statistics of the observations, the policy's parameters, and perhaps others
+Params = Any  #: of Brax: statistics of the observations, the policy's parameters, and perhaps others
 
 
 class Agent(Protocol):
     """One of Brax's algorithms, as we need it."""
 
-    policy_keys: tuple[str, ...]  #: entries of a dict observation that the policy sees
+    policy_keys: tuple[str, ...]  #: the entry of a dict observation that the policy sees, if it is one
     activation: str  #: of the policy
 
     def act(self, params: Params, obs: PyTree) -> jax.Array:
@@ -90,8 +90,7 @@ def train(
         raise ConfigError(f"seeds must be between 0 and 2**32 - 1, got {seed}")
     if importlib.util.find_spec("brax") is None:
         raise ConfigError(f"{config.name} is Brax's, which is not installed: pip install 'reppo[brax]'")
-    made = envs.make(env)
-    spec = usable(made, config)
+    made, spec = usable(envs.make(env), config)
     agent = AGENTS[type(config)](made, spec, config)
     check_memory(agent)
     description = describe(spec, config, seed, command)
@@ -113,8 +112,8 @@ def train(
         write_json(out / "summary.json", record.summary())
 
 
-def usable(env: envs.AnyEnv, config: BraxConfig) -> EnvSpec:
-    """The environment's spec with its time limit; raises `ConfigError` where Brax cannot train on it."""
+def usable(env: envs.AnyEnv, config: BraxConfig) -> tuple[envs.Env, EnvSpec]:
+    """The environment, and its spec with the time limit; raises `ConfigError` where Brax cannot train on it."""
     what = config.name.upper()
     if not isinstance(env, envs.Env):
         raise ConfigError(f"{env.name} steps on the host; Brax's {what} takes environments that are written in JAX")
@@ -126,7 +125,7 @@ def usable(env: envs.AnyEnv, config: BraxConfig) -> EnvSpec:
         raise ConfigError(f"{spec.name} has actions without bounds; Brax's {what} needs them")
     if config.episode_length is None and spec.episode_length is None:
         raise ConfigError(f"{spec.name} has no time limit: set episode_length")
-    return dataclasses.replace(spec, episode_length=config.episode_length or spec.episode_length)
+    return env, dataclasses.replace(spec, episode_length=config.episode_length or spec.episode_length)
 
 
 def check_memory(agent: Agent) -> None:
@@ -167,7 +166,7 @@ def jax_of_brax() -> Iterator[None]:
         yield
         return
 
-    def device_put_replicated(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
+    def device_put_replicated(tree: PyTree, devices: Sequence[Any]) -> PyTree:
         (device,) = devices  # we ask Brax for one
         return jax.tree.map(lambda x: jax.device_put(jnp.asarray(x)[None], device), tree)
 
@@ -222,7 +221,7 @@ class Record:
     def evaluate(self, stretch: int, env_steps: int, params: Params) -> None:
         """Fresh greedy episodes, the same first states every time; then the policy's file."""
         wanted = self.config.eval_episodes
-        batches = self.episodes(params, -(-wanted // self.episodes.num_envs), seed=0)
+        batches = self.episodes(params, -(-wanted // self.episodes.num_envs), self.seed)
         result = Evaluation(*(np.concatenate(parts)[:wanted] for parts in zip(*batches, strict=True)))
         self.returns = result.returns
         row = {
@@ -279,7 +278,7 @@ class Record:
 def exported(params: Params, keys: tuple[str, ...], normalize: bool, activation: str) -> Any:
     """Brax's policy, as `reppo.export.save_policy` takes one: the greedy half of its network."""
     statistics, network = params[0], params[1]["params"]
-    mean, std = (np.concatenate([x[k] for k in keys]) if keys else np.asarray(x) for x in (statistics.mean, statistics.std))
+    mean, std = (np.asarray(x[keys[0]] if keys else x) for x in (statistics.mean, statistics.std))
     if not normalize:
         mean, std = np.zeros_like(mean), np.ones_like(std)
     layers = [network[f"hidden_{i}"] for i in range(len(network))]
@@ -289,8 +288,8 @@ def exported(params: Params, keys: tuple[str, ...], normalize: bool, activation:
     half = linear[-1].bias.size // 2
     linear[-1].weight, linear[-1].bias = linear[-1].weight[:, :half], linear[-1].bias[:half]
     mlp = SimpleNamespace(hidden=linear[:-1], output=linear[-1], activation=activation)
-    variance = np.full_like(mean, 1.0 - EPSILON)
-    normalizer = SimpleNamespace(mean=mean, var=variance)
+    var = np.full_like(mean, 1.0 - EPSILON)
+    normalizer = SimpleNamespace(mean={keys[0]: mean}, var={keys[0]: var}) if keys else SimpleNamespace(mean=mean, var=var)
     return SimpleNamespace(normalizer=normalizer, actor=SimpleNamespace(mlp=mlp))
 
 
@@ -314,14 +313,14 @@ class PPO:
                 if key not in spec.observation:
                     raise ConfigError(f"{spec.name} has no observation entry {key!r}; it has {', '.join(spec.observation)}")
             self.policy_keys = (config.policy_obs_key,)
-        self.network_factory = functools.partial(
+        self.network_factory: Any = functools.partial(
             networks.make_ppo_networks,
             policy_hidden_layer_sizes=config.policy_hidden_layer_sizes,
             value_hidden_layer_sizes=config.value_hidden_layer_sizes,
             policy_obs_key=config.policy_obs_key,
             value_obs_key=config.value_obs_key,
         )
-        normalize = running_statistics.normalize if config.normalize_observations else lambda x, _: x
+        normalize: Any = running_statistics.normalize if config.normalize_observations else lambda x, _: x
         self.networks = self.network_factory(shape, spec.action_size, preprocess_observations_fn=normalize)
         self.make_policy = networks.make_inference_fn(self.networks)
 
@@ -374,12 +373,12 @@ class SAC:
         self.policy_keys = ()
         if isinstance(spec.observation, dict):
             raise ConfigError(f"{spec.name} has dict observations, which Brax's SAC does not take")
-        self.network_factory = functools.partial(
+        self.network_factory: Any = functools.partial(
             networks.make_sac_networks,
             hidden_layer_sizes=config.hidden_layer_sizes,
             q_network_layer_norm=config.q_network_layer_norm,
         )
-        normalize = running_statistics.normalize if config.normalize_observations else lambda x, _: x
+        normalize: Any = running_statistics.normalize if config.normalize_observations else lambda x, _: x
         self.networks = self.network_factory(spec.obs_size(()), spec.action_size, preprocess_observations_fn=normalize)
         self.make_policy = networks.make_inference_fn(self.networks)
 
