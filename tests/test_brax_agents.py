@@ -119,8 +119,8 @@ def test_it_cannot_be_resumed_and_says_what_starts_it_again(run: Path, capsys: p
 def test_the_missing_function_is_lent_to_jax_and_taken_back() -> None:
     had = hasattr(jax, "device_put_replicated")
     with brax_agents.jax_of_brax():
-        tree = jax.device_put_replicated({"a": jnp.arange(3.0)}, jax.devices()[:1])  # pyright: ignore
-        np.testing.assert_array_equal(tree["a"], [[0.0, 1.0, 2.0]])
+        array = jax.device_put_replicated(jnp.arange(3.0), jax.devices()[:1])  # pyright: ignore
+        np.testing.assert_array_equal(array, [[0.0, 1.0, 2.0]])
     assert hasattr(jax, "device_put_replicated") == had
 
 
@@ -159,7 +159,7 @@ class Noisy(reppo.Env):
 
 
 def test_actions_are_mapped_to_the_bounds_and_every_step_has_a_key_of_its_own() -> None:
-    env = AsBrax(Noisy())
+    env: Any = AsBrax(Noisy())
     state = env.reset(jax.random.PRNGKey(0))
     after = env.step(state, jnp.array([-1.0, 1.0]))
     again = env.step(after, jnp.array([0.5, 0.0]))
@@ -191,7 +191,7 @@ class Dict(Noisy):
 def test_a_saved_policy_is_braxs(env: reppo.Env, config: BraxConfig, tmp_path: Path) -> None:
     spec = env.spec()
     agent: Any = brax_agents.AGENTS[type(config)](env, spec, config)
-    fresh = running_statistics.init_state(jax.tree.map(lambda x: specs.Array(x.shape, x.dtype), spec.observation))
+    fresh: Any = running_statistics.init_state(jax.tree.map(lambda x: specs.Array(x.shape, x.dtype), spec.observation))
     statistics = fresh.replace(
         mean=jax.tree.map(lambda x: jnp.full(x.shape, 0.3), spec.observation),
         # Down to the smallest that there is in Brax: a constant observation's.

@@ -142,7 +142,7 @@ def make_plan(
     for env in chosen(tasks, suite.tasks, "task", name):
         absent = unavailable(env)
         for algorithm in chosen(algorithms, suite.algorithms, "algorithm", name):
-            problem = absent or unsuited(algorithm, env)
+            problem = unsuited(algorithm, env) or absent
             if problem:
                 plan.impossible.append(Job(name, algorithm, env, tuple(all_seeds), None, suite.preset, problem))
                 continue
@@ -199,7 +199,8 @@ def unsuited(algorithm: str, env: str) -> str:
     """Why an algorithm cannot be run on an environment that is here; empty where it can."""
     if algorithm not in ALGORITHMS:
         return f"there is no algorithm {algorithm} here yet"
-    if ALGORITHMS[algorithm].in_jax and not envs.SUITES[env.partition(":")[0]].in_jax:
+    suite = envs.SUITES.get(env.partition(":")[0])
+    if ALGORITHMS[algorithm].in_jax and suite is not None and not suite.in_jax:
         return f"{algorithm} takes environments that are written in JAX, and {env} is not"
     return ""
 
