@@ -243,7 +243,7 @@ def test_published_settings_are_those_of_the_library() -> None:
 @pytest.mark.parametrize("presets", [ppo_presets, sac_presets])
 def test_the_cpu_preset_differs_in_what_is_documented_alone(presets: Any) -> None:
     budget = {"total_steps", "num_evals", "eval_episodes"}
-    own = {"num_envs", "batch_size"} if presets is ppo_presets else {"max_replay_size"}
+    own = {"num_envs", "batch_size"} | ({"max_replay_size"} if presets is sac_presets else set())
     tasks = [f"playground:{task}" for task in DMC23]
     tasks += [f"brax:{task}" for task, _ in brax_config.BRAX] + ["playground:G1JoystickFlatTerrain", "gymnax:Pendulum-v1"]
     for env in tasks:
@@ -254,6 +254,9 @@ def test_the_cpu_preset_differs_in_what_is_documented_alone(presets: Any) -> Non
         assert changed <= budget | own
         if presets is ppo_presets and env.startswith("playground:C"):  # the same steps of each environment
             assert cpu.iteration_steps / cpu.num_envs == published.iteration_steps / published.num_envs == 480
+        elif presets is sac_presets and env.startswith("playground:"):  # how often a step is learned from
+            learned = [c.batch_size * c.grad_updates_per_step / c.num_envs for c in (cpu, published)]
+            assert learned == [32, 32]
 
 
 def test_every_setting_is_documented(root: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from reppo import envs
 from reppo.config import ConfigError, check_counts, check_types
@@ -52,6 +52,9 @@ class BraxConfig:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.discounting <= 1:
             raise ConfigError(f"discounting must be between 0 and 1, got {self.discounting}")
+
+
+AnyBrax = TypeVar("AnyBrax", bound=BraxConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,22 +205,30 @@ BRAX: Mapping[tuple[str, str], dict[str, Any]] = {
 }  # fmt: skip
 
 CPU = {"total_steps": 800_000, "num_evals": 10, "eval_episodes": 64}
-CPU_ENVS = 16  #: of PPO: with 32 minibatches and Playground's settings, 7680 steps an iteration
+PPO_ENVS = 16  #: of the cpu preset: with Playground's settings, 7680 steps an iteration
+SAC_ENVS = 32  #: of the cpu preset: an update every four steps
 
 
 def ppo_presets(env: str) -> dict[str, PPOConfig]:
     """PPO's presets for an environment. One that has no published settings gets those of the DeepMind Control tasks."""
     published = dataclasses.replace(PPOConfig(), **published_settings(env, "ppo"))
-    # As many iterations and updates of a short run as the published run has, out of as many steps of each environment.
-    batch_size = max(1, round(published.batch_size * CPU_ENVS / published.num_envs))
-    cpu = dataclasses.replace(published, **CPU, num_envs=CPU_ENVS, batch_size=batch_size)
-    return {"published": published, "cpu": cpu}
+    return {"published": published, "cpu": smaller(published, PPO_ENVS)}
 
 
 def sac_presets(env: str) -> dict[str, SACConfig]:
     """The same of SAC."""
     published = dataclasses.replace(SACConfig(), **published_settings(env, "sac"))
-    return {"published": published, "cpu": dataclasses.replace(published, **CPU, max_replay_size=2**20)}
+    return {"published": published, "cpu": dataclasses.replace(smaller(published, SAC_ENVS), max_replay_size=2**20)}
+
+
+def smaller(published: AnyBrax, num_envs: int) -> AnyBrax:
+    """A run with fewer environments, and as many fewer rows in a minibatch.
+
+    A short run then has about as many updates as the published one; the steps of every environment between two of PPO's
+    updates, and how often SAC learns from a step, stay.
+    """
+    batch_size = max(1, round(published.batch_size * num_envs / published.num_envs))
+    return dataclasses.replace(published, **CPU, num_envs=num_envs, batch_size=batch_size)
 
 
 def published_settings(env: str, algorithm: str) -> dict[str, Any]:
