@@ -274,9 +274,7 @@ def test_a_run_that_cannot_be_resumed_is_begun_anew(tmp_path: Path, monkeypatch:
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps({"env": job.env, "seeds": [0, 1], "config": {}, "algorithm": "other"}))
     assert runner.is_of(job, directory)
-    free = bench.free_directory(job)
-    assert free == directory.with_name(directory.name + "-2")
-    assert bench.words(job, free)[3:] == [*job.command, "--out", str(free)]
+    assert bench.free_directory(job) == directory.with_name(directory.name + "-2")
 
 
 def test_a_directory_of_another_run_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
