@@ -44,6 +44,7 @@ REAL = {
     "probe": "probe:TargetReach",
     "gymnax": "gymnax:Pendulum-v1",
     "gymnax-discrete": "gymnax:CartPole-v1",
+    "gymnax-images": "gymnax:Breakout-MinAtar",
     "playground": "playground:CartpoleBalance",
     "brax": "brax:inverted_pendulum",
     "gymnasium": "gymnasium:Pendulum-v1",
@@ -57,6 +58,7 @@ REAL = {
     "envpool-discrete": "envpool:CartPole-v1",
     "envpool-mujoco": "envpool:InvertedPendulum-v5",
     "envpool-dm-control": "envpool:PendulumSwingup-v1",
+    "envpool-atari": "envpool:Breakout-v5",
     "envpool-robots": "envpool:MuJoCoPlayground/Go1JoystickFlatTerrain-v1",
 }
 

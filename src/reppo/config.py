@@ -10,6 +10,7 @@ import types
 from collections.abc import Collection
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
+from reppo.images import ImageEncoderKind
 from reppo.nets import NormKind
 
 Precision = Literal["highest", "high", "default"]
@@ -109,7 +110,10 @@ class Config:
     critic_obs: tuple[str, ...] = ()
     """Keys of a dict observation that the critic sees; unset: the environment's suggestion."""
     normalize_observations: bool = True
-    """Running mean and variance per observation dimension, frozen within an iteration."""
+    """Running mean and variance per observation dimension, frozen within an iteration; never of an image's pixels."""
+    image_encoder: ImageEncoderKind = "auto"
+    """Convolutions that read an image, of each network; flat: none; auto: nature where both sides have 36 pixels, else
+    minatar, else flat."""
 
     # ---- optimiser
     learning_rate: float = 3e-4

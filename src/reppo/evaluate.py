@@ -99,6 +99,10 @@ def evaluate_policy(
             f"the policy maps {policy.obs_size} observations to {policy.action_size} {kinds[0]}, "
             f"but {spec.name} has {sizes[0]} and {sizes[1]}{' ' + kinds[1] if kinds[0] != kinds[1] else ''}"
         )
+    shapes = (policy.image.shape if policy.image else None), (spec.observation.shape if spec.image else None)
+    if shapes[0] != shapes[1]:
+        seen = [f"images {list(shape)}" if shape else "vectors" for shape in shapes]
+        raise ConfigError(f"the policy reads {seen[0]}, but the observations of {spec.name} are {seen[1]}")
     length = episode_length or spec.episode_length or policy.episode_length
     if length is None:
         raise ConfigError(f"{spec.name} has no time limit, and the policy was saved by a version that did not note it")

@@ -6,18 +6,20 @@ No pickle is involved: the file holds plain arrays and one JSON string, and is o
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from reppo.config import ConfigError
 from reppo.envs.spec import EnvSpec
 from reppo.files import replacing
+from reppo.images import windows
 from reppo.nets import NORM_EPSILON
 from reppo.normalizer import EPSILON
 
@@ -38,12 +40,21 @@ def save_policy(path: Path, policy: Any, spec: EnvSpec) -> None:
     """
     keys = spec.actor_keys or ("",)
     layers = [*policy.actor.mlp.hidden, policy.actor.mlp.output]
-    arrays: dict[str, np.ndarray] = {
-        "action_low": spec.action_low,
-        "action_high": spec.action_high,
-        "mean": np.concatenate([np.asarray(policy.normalizer.mean[k] if k else policy.normalizer.mean) for k in keys]),
-        "var": np.concatenate([np.asarray(policy.normalizer.var[k] if k else policy.normalizer.var) for k in keys]),
-    }
+    arrays: dict[str, np.ndarray] = {"action_low": spec.action_low, "action_high": spec.action_high}
+    image = None
+    if spec.image:
+        encoder = policy.actor.image
+        image = {
+            "shape": list(spec.observation.shape),
+            "dtype": str(spec.observation.dtype),
+            "channels_first": encoder.channels_first,
+            "strides": list(encoder.strides),
+        }
+        for i, (kernel, bias) in enumerate(zip(encoder.kernels, encoder.biases, strict=True)):
+            arrays[f"image_kernel{i}"], arrays[f"image_bias{i}"] = np.asarray(kernel), np.asarray(bias)
+    else:
+        for name, statistic in (("mean", policy.normalizer.mean), ("var", policy.normalizer.var)):
+            arrays[name] = np.concatenate([np.asarray(statistic[k] if k else statistic) for k in keys])
     for i, layer in enumerate(layers):
         linear, norm = (layer.linear, layer.norm) if hasattr(layer, "linear") else (layer, None)
         arrays[f"weight{i}"], arrays[f"bias{i}"] = np.asarray(linear.weight), np.asarray(linear.bias)
@@ -61,6 +72,7 @@ def save_policy(path: Path, policy: Any, spec: EnvSpec) -> None:
         "env": spec.name,
         "obs_keys": list(spec.actor_keys),
         "obs_sizes": [spec.obs_size((k,)) for k in keys],
+        "image": image,
         "layers": len(layers),
         "activation": policy.actor.mlp.activation,
         "discrete": spec.discrete,
@@ -72,12 +84,30 @@ def save_policy(path: Path, policy: Any, spec: EnvSpec) -> None:
         np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
+class ImageFormat(NamedTuple):
+    """What the images that a policy reads are like, and how it reads them."""
+
+    shape: tuple[int, ...]  #: ``[height, width, channels]``, or channels first
+    dtype: str
+    channels_first: bool
+    strides: tuple[int, ...]  #: of the convolutions
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> ImageFormat:
+        """Raises one of `UNREADABLE` where the values are not those of an image."""
+        image = cls(tuple(values["shape"]), values["dtype"], bool(values["channels_first"]), tuple(values["strides"]))
+        counts = (*image.shape, *image.strides)
+        if len(image.shape) != 3 or not all(type(count) is int and count > 0 for count in counts):
+            raise ValueError(f"an image of {counts}")
+        return image
+
+
 class SavedPolicy:
     """A trained policy as a function of NumPy observations: no JAX, no environment, safe to ship to a robot.
 
     ``policy(obs)`` is the greedy action within the environment's bounds, or its integer where actions are discrete.
     ``obs`` is an array ``[..., D]``, or, for a policy trained on dict observations, a dict with at least the entries
-    `obs_keys`.
+    `obs_keys`, or images as the environment gives them, `image`.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray]):
@@ -87,6 +117,8 @@ class SavedPolicy:
         self.env: str = meta["env"]
         self.obs_keys: tuple[str, ...] = tuple(meta["obs_keys"])
         self.obs_size: int = sum(meta["obs_sizes"])
+        image = meta.get("image")
+        self.image = ImageFormat.from_json(image) if image is not None else None  #: None where it reads vectors
         self.discrete: bool = meta.get("discrete", False)
         self.min_std: float = meta["min_std"]
         self.activation: str = meta.get("activation", "silu")
@@ -101,13 +133,25 @@ class SavedPolicy:
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape that every array has if the file is whole."""
-        sizes = [self.obs_size, *(len(self._arrays[f"bias{i}"]) for i in range(self._layers))]
-        shapes: dict[str, tuple[int, ...]] = {"mean": (sizes[0],), "var": (sizes[0],)}
+        inputs, shapes = self._input_shapes()
+        sizes = [inputs, *(len(self._arrays[f"bias{i}"]) for i in range(self._layers))]
         for i, size in enumerate(sizes[1:]):
             shapes |= {f"weight{i}": (sizes[i], size), f"bias{i}": (size,)}
             shapes |= {name: (size,) for name in (f"gain{i}", f"shift{i}") if name in self._arrays}
         bounds = (1,) if self.discrete else (sizes[-1] // 2,)
         return {**shapes, "action_low": bounds, "action_high": bounds}
+
+    def _input_shapes(self) -> tuple[int, dict[str, tuple[int, ...]]]:
+        """How many numbers the first layer reads, and the shapes of the arrays before it."""
+        if self.image is None:
+            return self.obs_size, {"mean": (self.obs_size,), "var": (self.obs_size,)}
+        shape, shapes = self.image.shape, {}
+        *sides, channels = (*shape[1:], shape[0]) if self.image.channels_first else shape
+        for i, stride in enumerate(self.image.strides):
+            size, out = self._arrays[f"image_kernel{i}"].shape[0], len(self._arrays[f"image_bias{i}"])
+            shapes |= {f"image_kernel{i}": (size, size, channels, out), f"image_bias{i}": (out,)}
+            sides, channels = [(side - size) // stride + 1 for side in sides], out
+        return math.prod(sides) * channels, shapes
 
     @property
     def action_size(self) -> int:
@@ -156,7 +200,7 @@ class SavedPolicy:
         xp = (x[0] if isinstance(x, list) else x).__array_namespace__()
         x = xp.concat(x, axis=-1) if isinstance(x, list) else x
         a = self._arrays
-        x = (x - a["mean"]) / xp.sqrt(a["var"] + EPSILON)
+        x = self._features(x) if self.image is not None else (x - a["mean"]) / xp.sqrt(a["var"] + EPSILON)
         for i in range(self._layers - 1):
             x = x @ a[f"weight{i}"] + a[f"bias{i}"]
             if f"gain{i}" in a:
@@ -164,9 +208,20 @@ class SavedPolicy:
                     x = x - xp.mean(x, axis=-1, keepdims=True)
                 x = x * a[f"gain{i}"] / xp.sqrt(xp.mean(x**2, axis=-1, keepdims=True) + NORM_EPSILON)
                 x = x + a.get(f"shift{i}", 0.0)
-            # SiLU: x * sigmoid(x), without overflow.
-            x = x * (x > 0) if self.activation == "relu" else x * 0.5 * (1 + xp.tanh(0.5 * x))
+            x = x * (x > 0) if self.activation == "relu" else _silu(x)
         return x @ a[f"weight{self._layers - 1}"] + a[f"bias{self._layers - 1}"]
+
+    def _features(self, image: Any) -> Any:
+        """What `reppo.images.ImageEncoder` makes of images; NumPy or JAX arrays."""
+        assert self.image is not None
+        xp, leading = image.__array_namespace__(), image.shape[:-3]
+        x = image.astype(np.float32).reshape(-1, *image.shape[-3:]) / np.float32(255 if image.dtype == np.uint8 else 1)
+        x = xp.moveaxis(x, 1, -1) if self.image.channels_first else x
+        for i, stride in enumerate(self.image.strides):
+            kernel, bias = self._arrays[f"image_kernel{i}"], self._arrays[f"image_bias{i}"]
+            x = windows(x, kernel.shape[0], stride) @ kernel.reshape(-1, bias.size) + bias
+            x = _silu(x)
+        return x.reshape(*leading, -1)
 
     def _checked(self, obs: np.ndarray | dict[str, np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
         if self.obs_keys:
@@ -177,6 +232,12 @@ class SavedPolicy:
             if size != self.obs_size:
                 raise ValueError(f"this policy reads {self.obs_size} numbers in {', '.join(self.obs_keys)}, got {size}")
             return entries
+        if self.image is not None:
+            image = np.asarray(obs)
+            if image.shape[-3:] != self.image.shape or (image.dtype == np.uint8) != (self.image.dtype == "uint8"):
+                expected = f"{self.image.dtype} images [..., {', '.join(map(str, self.image.shape))}]"
+                raise ValueError(f"this policy reads {expected}, got {image.dtype}{list(image.shape)}")
+            return image
         vector = np.asarray(obs, np.float32)
         if vector.ndim == 0 or vector.shape[-1] != self.obs_size:
             raise ValueError(f"this policy reads observations [..., {self.obs_size}], got {list(vector.shape)}")
@@ -187,6 +248,11 @@ class SavedPolicy:
         if self.discrete:
             return action + int(low[0])
         return (low + (action + 1) / 2 * (high - low)).astype(np.float32)
+
+
+def _silu(x: Any) -> Any:
+    """``x * sigmoid(x)``, without overflow."""
+    return x * 0.5 * (1 + x.__array_namespace__().tanh(0.5 * x))
 
 
 def load_policy(path: str | os.PathLike[str]) -> SavedPolicy:

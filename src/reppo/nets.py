@@ -1,6 +1,7 @@
 """The actor and the critic (paper, section 3.3 and its table of architectures).
 
-Every module works on arrays with any leading axes, ``[..., D]``, so that a batch is one matrix product.
+Every module works on arrays with any leading axes, ``[..., D]``, so that a batch is one matrix product. Where the
+observation is an image, a `reppo.images.ImageEncoder` makes a vector of it first.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 
 from reppo import hl_gauss
 from reppo.distributions import ActionDistribution, Categorical, TanhGaussian, pick
+from reppo.images import ImageEncoder
 from reppo.types import PyTree
 
 NormKind = Literal["rms", "layer", "none"]
@@ -99,9 +101,13 @@ class MLP(eqx.Module):
 
 
 class Actor(eqx.Module):
-    """Observations ``[..., D]`` to a tanh-Gaussian over ``A`` numbers, or a categorical over ``A`` discrete actions."""
+    """Observations ``[..., D]`` to a tanh-Gaussian over ``A`` numbers, or a categorical over ``A`` discrete actions.
+
+    With an image encoder observations are images, and ``obs_size`` is the number of its features.
+    """
 
     mlp: MLP
+    image: ImageEncoder | None
     discrete: bool = eqx.field(static=True)
     min_std: float = eqx.field(static=True)
 
@@ -116,17 +122,20 @@ class Actor(eqx.Module):
         discrete: bool = False,
         min_std: float = 0.0,
         output_scale: float = 1.0,
+        image: ImageEncoder | None = None,
         key: jax.Array,
     ):
         mlp = MLP(obs_size, width, action_size if discrete else 2 * action_size, layers, norm, key)
         self.mlp = eqx.tree_at(lambda m: m.output.weight, mlp, output_scale * mlp.output.weight)
+        self.image = image
         self.discrete = discrete
         self.min_std = min_std
 
     def __call__(self, obs: jax.Array) -> ActionDistribution:
+        output = self.mlp(obs if self.image is None else self.image(obs))
         if self.discrete:
-            return Categorical(self.mlp(obs))
-        mean, log_std = jnp.split(self.mlp(obs), 2, axis=-1)
+            return Categorical(output)
+        mean, log_std = jnp.split(output, 2, axis=-1)
         if self.min_std > 0:
             log_std = jnp.logaddexp(log_std, jnp.log(self.min_std))  # log(exp(log_std) + min_std)
         return TanhGaussian(mean, log_std)
@@ -146,9 +155,10 @@ class Critic(eqx.Module):
     """``Q(x, a)`` as a categorical distribution over ``K`` bins, with the auxiliary predictor beside its head.
 
     The encoder's output, the embedding, is linear; head and predictor begin with a SiLU. With ``num_bins = 1`` the value
-    is a plain scalar, for the ablation without HL-Gauss.
+    is a plain scalar, for the ablation without HL-Gauss. Where observations are images, an image encoder precedes all.
     """
 
+    image: eqx.AbstractVar[ImageEncoder | None]
     num_bins: eqx.AbstractVar[int]
     v_min: eqx.AbstractVar[float]
     v_max: eqx.AbstractVar[float]
@@ -160,6 +170,10 @@ class Critic(eqx.Module):
     def __call__(self, obs: jax.Array, action: jax.Array) -> jax.Array:
         """``Q(x, a)``, ``[...]``."""
         return self.evaluate(obs, action).value
+
+    def features(self, obs: jax.Array) -> jax.Array:
+        """The observation as a vector ``[..., D]``."""
+        return obs if self.image is None else self.image(obs)
 
     def initially_zero(self, logits: jax.Array) -> jax.Array:
         """Logits ``[..., K]`` with a constant added, so that the values of a fresh head are near zero."""
@@ -183,6 +197,7 @@ class ContinuousCritic(Critic):
     encoder: MLP
     head: MLP
     predictor: MLP
+    image: ImageEncoder | None
     num_bins: int = eqx.field(static=True)
     v_min: float = eqx.field(static=True)
     v_max: float = eqx.field(static=True)
@@ -200,6 +215,7 @@ class ContinuousCritic(Critic):
         encoder_layers: int = 2,
         head_layers: int = 2,
         predictor_layers: int = 2,
+        image: ImageEncoder | None = None,
         key: jax.Array,
     ):
         k_first, k_encoder, k_head, k_predictor = jax.random.split(key, 4)
@@ -212,11 +228,12 @@ class ContinuousCritic(Critic):
         self.encoder = MLP(width, width, width, encoder_layers - 1, norm, k_encoder)
         self.head = MLP(width, width, num_bins, head_layers, norm, k_head)
         self.predictor = MLP(width, width, width + 1, predictor_layers, norm, k_predictor)
+        self.image = image
         self.num_bins, self.v_min, self.v_max = num_bins, v_min, v_max
 
     def embed(self, obs: jax.Array, action: jax.Array) -> jax.Array:
         """Embedding of ``(x, a)``, ``[..., H]``; the leading axes of ``obs`` and ``action`` broadcast."""
-        first = self.obs_linear(obs) + action @ self.action_weight
+        first = self.obs_linear(self.features(obs)) + action @ self.action_weight
         return self.encoder(jax.nn.silu(self.norm(first)))
 
     def evaluate(self, obs: jax.Array, action: jax.Array) -> CriticOutput:
@@ -236,6 +253,7 @@ class DiscreteCritic(Critic):
     encoder: MLP
     head: MLP
     predictor: MLP
+    image: ImageEncoder | None
     num_actions: int = eqx.field(static=True)
     num_bins: int = eqx.field(static=True)
     v_min: float = eqx.field(static=True)
@@ -254,16 +272,18 @@ class DiscreteCritic(Critic):
         encoder_layers: int = 2,
         head_layers: int = 2,
         predictor_layers: int = 2,
+        image: ImageEncoder | None = None,
         key: jax.Array,
     ):
         k_encoder, k_head, k_predictor = jax.random.split(key, 3)
         self.encoder = MLP(obs_size, width, width, encoder_layers, norm, k_encoder)
         self.head = MLP(width, width, num_actions * num_bins, head_layers, norm, k_head)
         self.predictor = MLP(width + num_actions, width, width + 1, predictor_layers, norm, k_predictor)
+        self.image = image
         self.num_actions, self.num_bins, self.v_min, self.v_max = num_actions, num_bins, v_min, v_max
 
     def evaluate(self, obs: jax.Array, action: jax.Array) -> CriticOutput:
-        embedding = self.encoder(obs)
+        embedding = self.encoder(self.features(obs))
         features = jax.nn.silu(embedding)
         every = self.head(features)
         every = self.initially_zero(every.reshape(*every.shape[:-1], self.num_actions, self.num_bins))

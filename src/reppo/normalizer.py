@@ -1,7 +1,7 @@
 """Running mean and variance of observations, per dimension, on pytrees.
 
 The statistics are frozen within an iteration: rollout, targets and update all see the same ones; the batch is merged
-afterwards. Evaluation never touches them.
+afterwards. Evaluation never touches them. An image has none, and stays as it is: `reppo.images.pixel_values` scales it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from reppo.images import is_image
 from reppo.types import PyTree
 
 EPSILON = 1e-5  #: added to the standard deviation's square, so that a constant dimension does not divide by zero
 
 
 class Normalizer(eqx.Module):
-    """Statistics of every leaf; ``mean`` and ``var`` mirror the observation pytree, ``count`` is the rows seen."""
+    """Statistics of every leaf; ``mean`` and ``var`` mirror the observation pytree, ``count`` is the rows seen.
+
+    Both are None where the observation is an image.
+    """
 
     mean: PyTree
     var: PyTree
@@ -25,6 +29,8 @@ class Normalizer(eqx.Module):
 
 def init(observation: PyTree) -> Normalizer:
     """The identity normaliser for observations of this pytree of shapes (arrays or ``ShapeDtypeStruct``, no batch axis)."""
+    if is_image(observation):
+        return Normalizer(None, None, jnp.zeros((), jnp.float32))
     return Normalizer(
         mean=jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), observation),
         var=jax.tree.map(lambda x: jnp.ones(x.shape, jnp.float32), observation),
@@ -43,6 +49,8 @@ def update(state: Normalizer, batch: PyTree, valid: jax.Array | None = None) -> 
         batch: new observations; the leading axes are those that the observation of `init` lacks.
         valid: bool over the leading axes; rows that are false are left out, whatever they hold.
     """
+    if state.mean is None:
+        return state
     leading = jax.tree.leaves(batch)[0].ndim - jax.tree.leaves(state.mean)[0].ndim
     axes = tuple(range(leading))
     if valid is None:
@@ -67,5 +75,7 @@ def update(state: Normalizer, batch: PyTree, valid: jax.Array | None = None) -> 
 
 
 def normalize(state: Normalizer, observation: PyTree) -> PyTree:
-    """``(x - mean) / sqrt(var + 1e-5)`` for every leaf ``[..., D]``."""
+    """``(x - mean) / sqrt(var + 1e-5)`` for every leaf ``[..., D]``; an image as it is."""
+    if state.mean is None:
+        return observation
     return jax.tree.map(lambda x, mean, var: (x - mean) * jax.lax.rsqrt(var + EPSILON), observation, state.mean, state.var)

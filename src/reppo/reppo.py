@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from reppo import distributions, duals, hl_gauss, normalizer, returns
-from reppo.config import Config
+from reppo import distributions, duals, hl_gauss, images, normalizer, returns
+from reppo.config import Config, ConfigError
 from reppo.distributions import ActionDistribution
 from reppo.duals import Duals
 from reppo.envs.spec import EnvSpec
@@ -54,8 +54,8 @@ class TrainState(eqx.Module):
 class Batch(NamedTuple):
     """A rollout with its targets, flattened to rows ``[B, ...]``. Everything here is a constant to the losses."""
 
-    actor_obs: jax.Array  #: ``[B, D]``, normalised
-    critic_obs: jax.Array  #: ``[B, D']``, normalised
+    actor_obs: jax.Array  #: ``[B, D]``, normalised; or images as they are
+    critic_obs: jax.Array  #: ``[B, D']``, normalised; or images as they are
     sample: jax.Array  #: what the rollout's policy drew: before the tanh, ``[B, A]``, or a discrete action's index, ``[B]``
     reward: jax.Array  #: ``[B]``
     target: jax.Array  #: soft lambda return ``G``, ``[B]``
@@ -129,7 +129,8 @@ def targets(state: TrainState, rollout: Rollout, config: Config, spec: EnvSpec, 
         following.value,
         returns.lambda_schedule(config.lambda_, rollout.truncated, rollout.valid),
     )
-    old_policy = policy(rollout.obs)
+    # Of images, the first convolution's output is many times as large as the rollout itself.
+    old_policy = jax.lax.map(policy, rollout.obs) if spec.image else policy(rollout.obs)
     valid = rollout.valid.astype(jnp.float32)
 
     advantage = jnp.zeros_like(target)
@@ -379,8 +380,18 @@ def init(key: jax.Array, config: Config, spec: EnvSpec) -> TrainState:
     key_actor, key_critic = jax.random.split(key)
     assert spec.value_range is not None, "an unresolved spec"
     v_min, v_max = spec.value_range
+    actor_size, critic_size = spec.obs_size(spec.actor_keys), spec.obs_size(spec.critic_keys)
+    actor_image = critic_image = None
+    if spec.image:
+        key_actor, key_actor_image = jax.random.split(key_actor)
+        key_critic, key_critic_image = jax.random.split(key_critic)
+        actor_image, critic_image = (
+            image_encoder(config, spec, key_actor_image),
+            image_encoder(config, spec, key_critic_image),
+        )
+        actor_size, critic_size = actor_image.size, critic_image.size
     actor = Actor(
-        spec.obs_size(spec.actor_keys),
+        actor_size,
         spec.action_size,
         config.actor_width,
         config.actor_layers,
@@ -388,10 +399,11 @@ def init(key: jax.Array, config: Config, spec: EnvSpec) -> TrainState:
         discrete=spec.discrete,
         min_std=config.min_std,
         output_scale=config.actor_output_scale,
+        image=actor_image,
         key=key_actor,
     )
     critic = (DiscreteCritic if spec.discrete else ContinuousCritic)(
-        spec.obs_size(spec.critic_keys),
+        critic_size,
         spec.action_size,
         config.critic_width,
         config.norm,
@@ -401,6 +413,7 @@ def init(key: jax.Array, config: Config, spec: EnvSpec) -> TrainState:
         encoder_layers=config.critic_layers,
         head_layers=config.critic_layers,
         predictor_layers=config.critic_layers,
+        image=critic_image,
         key=key_critic,
     )
     multipliers = duals.init(config.initial_alpha, config.initial_beta)
@@ -415,6 +428,27 @@ def init(key: jax.Array, config: Config, spec: EnvSpec) -> TrainState:
     )
 
 
+def image_layers(config: Config, spec: EnvSpec) -> tuple[images.Convolution, ...]:
+    """The convolutions that read this environment's images.
+
+    Raises:
+        ConfigError: where the images are too small for those that were chosen.
+    """
+    kind = config.image_encoder if config.image_encoder != "auto" else images.automatic(spec.image_sides)
+    if not images.fits(kind, spec.image_sides):
+        height, width = spec.image_sides
+        raise ConfigError(
+            f"{spec.name}: its images of {height} x {width} are too small for image_encoder {kind}, which takes "
+            f"{images.smallest_side(kind)} pixels a side"
+        )
+    return images.IMAGE_ENCODERS[kind]
+
+
+def image_encoder(config: Config, spec: EnvSpec, key: jax.Array) -> images.ImageEncoder:
+    """A fresh image encoder; actor and critic have one each."""
+    return images.ImageEncoder(spec.observation.shape, image_layers(config, spec), spec.channels_first, key)
+
+
 def act(policy: Policy, obs: PyTree, key: jax.Array, greedy: bool | jax.Array) -> tuple[jax.Array, jax.Array]:
     """Action and the sample behind it: ``[N, A]`` each, in [-1, 1] and before the tanh; or twice a discrete action's index
     ``[N]``. A draw from the policy, or its mode where ``greedy``."""
@@ -424,7 +458,13 @@ def act(policy: Policy, obs: PyTree, key: jax.Array, greedy: bool | jax.Array) -
 
 
 def make_learner(config: Config, spec: EnvSpec) -> Learner:
-    """REPPO as a `Learner`. ``spec`` must be resolved: see `reppo.envs.spec.resolve`."""
+    """REPPO as a `Learner`. ``spec`` must be resolved: see `reppo.envs.spec.resolve`.
+
+    Raises:
+        ConfigError: where images are too small for ``config.image_encoder``.
+    """
+    if spec.image:
+        image_layers(config, spec)
     return Learner(
         init=lambda key: init(key, config, spec),
         policy=lambda state: state.policy,

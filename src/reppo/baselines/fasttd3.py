@@ -529,6 +529,8 @@ def make_learner(config: FastTD3Config, spec: EnvSpec) -> Learner:
     """FastTD3 as a `Learner`. ``spec`` must be resolved: see `reppo.envs.spec.resolve`."""
     if spec.discrete:
         raise ConfigError(f"{spec.name} has discrete actions; FastTD3 is for continuous ones")
+    if spec.image:
+        raise ConfigError(f"{spec.name} has images as observations; FastTD3 reads vectors")
     return Learner(
         init=lambda key: init(key, config, spec),
         policy=lambda state: state.policy,

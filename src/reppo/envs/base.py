@@ -35,12 +35,13 @@ class Env(abc.ABC):
     episode_length: int = 1000  #: time limit in steps; the episode is then truncated, not terminated
     value_range: tuple[float, float] | None = None  #: smallest and largest discounted return; the critic's support
     max_return: float | None = None  #: the best possible episode return, where it is known
+    channels_first: bool = False  #: where the observation is an image: whether its channels are the first axis or the last
     cheap_reset: bool = True  #: whether a reset costs no more than a step
     made_from: str | None = None  #: the name that makes this environment again, where it came from a file
 
     @abc.abstractmethod
     def reset(self, key: jax.Array) -> tuple[Any, PyTree]:
-        """A first state, any pytree, and its observation, a float vector or a dict of float vectors."""
+        """A first state, any pytree, and its observation: a float vector, a dict of float vectors, or an image."""
 
     @abc.abstractmethod
     def step(self, state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, Transition]:
@@ -73,4 +74,5 @@ class Env(abc.ABC):
             critic_keys=critic_keys,
             max_return=self.max_return,
             discrete=self.discrete,
+            channels_first=self.channels_first,
         )

@@ -95,7 +95,12 @@ class Subject:
 
 def _described(spec: EnvSpec) -> Iterator[Finding]:
     shapes = spec.observation if isinstance(spec.observation, dict) else {"array": spec.observation}
-    yield Finding("observation", True, ", ".join(f"{name} [{leaf.shape[0]}]" for name, leaf in sorted(shapes.items())))
+    if spec.image:
+        image, order = shapes["array"], "first" if spec.channels_first else "last"
+        seen = f"image {list(image.shape)}, {image.dtype}, channels {order}"
+    else:
+        seen = ", ".join(f"{name} {list(leaf.shape)}" for name, leaf in sorted(shapes.items()))
+    yield Finding("observation", True, seen)
     if isinstance(spec.observation, dict):
         seen = f"actor: {', '.join(spec.actor_keys) or 'nothing'}; critic: {', '.join(spec.critic_keys)}"
         advice = "entries that begin with `privileged` are the critic's alone: the actor needs another"

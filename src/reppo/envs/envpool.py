@@ -1,4 +1,4 @@
-"""EnvPool (``envpool:CheetahRun-v1``): MuJoCo, dm_control, MuJoCo Playground's robots and more, simulated in C++ threads.
+"""EnvPool (``envpool:CheetahRun-v1``): MuJoCo, dm_control, MuJoCo Playground's robots, Atari and more, in C++ threads.
 
 An environment whose episode has ended is reset by the next step, and spends that row on it: the row's action is ignored,
 and its reward means nothing. Where the time limit and a termination fall on the same step, EnvPool reports the time limit.
@@ -23,8 +23,14 @@ from reppo.types import PyTree
 
 Array = npt.NDArray[Any]
 
-#: Families of tasks with continuous actions and float observations, by the modules of EnvPool that register them.
-FAMILIES = ("envpool.mujoco.dmc", "envpool.mujoco.gym", "envpool.mujoco.metaworld", "envpool.mujoco.playground")
+#: Families of tasks that work as a whole, by the modules of EnvPool that register them.
+FAMILIES = (
+    "envpool.atari",
+    "envpool.mujoco.dmc",
+    "envpool.mujoco.gym",
+    "envpool.mujoco.metaworld",
+    "envpool.mujoco.playground",
+)
 #: Further tasks with vectors as observations.
 OTHERS = (
     "Acrobot-v1",
@@ -42,6 +48,19 @@ OTHERS = (
 VALUE_RANGES = {
     "envpool.mujoco.dmc": value_ranges.DM_CONTROL,
     "envpool.mujoco.playground": value_ranges.PLAYGROUND_ROBOTS,
+    "envpool.atari": value_ranges.ATARI_CLIPPED,
+}
+
+#: What the tasks of a family are made with, where that is not EnvPool's own default or has to stay what it is.
+SETTINGS: dict[str, dict[str, Any]] = {
+    # The protocol of Machado et al. (2018): sticky actions, episodes that end with the game and not with a life.
+    "envpool.atari": {
+        "stack_num": 4,
+        "frame_skip": 4,
+        "repeat_action_probability": 0.25,
+        "episodic_life": False,
+        "reward_clip": True,  # to the sign, or no range of values would fit every game; see `EnvPoolEnv.for_evaluation`
+    }
 }
 
 
@@ -52,19 +71,17 @@ class Pool(Simulator):
     the pool's random numbers are.
     """
 
-    def __init__(self, task: str, observations: Observations, actions: Actions, num_envs: int, episode_length: int):
+    def __init__(self, task: str, observations: Observations, actions: Actions, num_envs: int, settings: dict[str, Any]):
         self.num_envs = num_envs
         self._task, self._observations, self._actions = task, observations, actions
-        self._episode_length = episode_length
+        self._settings = settings  #: of EnvPool, by its names
         self._pool: Any = None
         self._ended = np.zeros(num_envs, bool)
 
     def reset(self, seed: int) -> PyTree:
         if self._pool is None:
             with _quiet():
-                self._pool = _envpool().make_gymnasium(
-                    self._task, num_envs=self.num_envs, seed=seed, max_episode_steps=self._episode_length
-                )
+                self._pool = _envpool().make_gymnasium(self._task, num_envs=self.num_envs, seed=seed, **self._settings)
                 _ = self._pool.observation_space  # made once, when it is first asked for
         self._ended = np.zeros(self.num_envs, bool)
         obs, _ = self._pool.reset()
@@ -99,14 +116,14 @@ class Pool(Simulator):
 
 
 class EnvPoolEnv(HostEnv):
-    """A task of EnvPool."""
+    """A task of EnvPool, with further settings of EnvPool's for all of its copies."""
 
-    def __init__(self, task: str):
+    def __init__(self, task: str, settings: dict[str, Any]):
         self.name = f"envpool:{task}"
-        self.task = task
+        self.task, self.settings = task, settings
         try:
             with _quiet():
-                spec = _envpool().make_spec(task)
+                spec = _envpool().make_spec(task, **settings)
                 observation_space, action_space = spec.gymnasium_observation_space, spec.gymnasium_action_space
         except Exception as error:  # a family that needs a file or a package that is not here
             text = " ".join(str(error).split())
@@ -120,7 +137,12 @@ class EnvPoolEnv(HostEnv):
         self.max_return = float(limit) if suite == value_ranges.DM_CONTROL else None
 
     def simulator(self, num_envs: int, episode_length: int) -> Simulator:
-        return Pool(self.task, self.observations, self.actions, num_envs, episode_length)
+        settings = {**self.settings, "max_episode_steps": episode_length}
+        return Pool(self.task, self.observations, self.actions, num_envs, settings)
+
+    def for_evaluation(self) -> HostEnv:
+        """The same with the rewards as they are: an Atari game's score."""
+        return EnvPoolEnv(self.task, {**self.settings, "reward_clip": False}) if "reward_clip" in self.settings else self
 
 
 @contextlib.contextmanager
@@ -155,4 +177,4 @@ def make(name: str) -> EnvPoolEnv:
         close = difflib.get_close_matches(name, known, n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ConfigError(f"EnvPool has no task {name!r}{hint}")
-    return EnvPoolEnv(name)
+    return EnvPoolEnv(name, SETTINGS.get(_envpool().registration.registry.specs[name][0], {}))

@@ -1,4 +1,7 @@
-"""gymnax (``gymnax:Pendulum-v1``): classic control, continuous and discrete, and MinAtar."""
+"""gymnax (``gymnax:Pendulum-v1``): classic control, continuous and discrete, and MinAtar.
+
+MinAtar's observations are images, ``[10, 10, C]``, with a plane for each kind of object: their numbers are 0 and 1.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +49,7 @@ class Gymnax(Env):
             self.action_high = np.asarray(space.high, np.float32)
         self.episode_length = int(self.params.max_steps_in_episode)
         self.value_range = VALUE_RANGES.get(name)
+        self._planes = name.endswith("-MinAtar")
         self._name = name
 
     @property
@@ -54,11 +58,15 @@ class Gymnax(Env):
 
     def reset(self, key: jax.Array) -> tuple[Any, PyTree]:
         obs, state = self.inner.reset_env(key, self.params)
-        return state, jnp.ravel(obs).astype(jnp.float32)
+        return state, self._read(obs)
+
+    def _read(self, obs: jax.Array) -> jax.Array:
+        """A vector; or planes as bool, which a rollout holds in a quarter of the memory."""
+        return obs.astype(bool) if self._planes else jnp.ravel(obs).astype(jnp.float32)
 
     def step(self, state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, Transition]:
         obs, state, reward, terminated, _ = self.inner.step_env(key, state, action.reshape(self.action_shape), self.params)
-        return state, Transition(jnp.ravel(obs).astype(jnp.float32), reward, jnp.asarray(terminated))
+        return state, Transition(self._read(obs), reward, jnp.asarray(terminated))
 
 
 def names() -> list[str]:

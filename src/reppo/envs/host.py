@@ -37,7 +37,7 @@ class Failure(Exception):
 
 
 class RawStep(NamedTuple):
-    """One step as a simulator sees it, before it is judged; leaves ``[N, ...]``, observations float32."""
+    """One step as a simulator sees it, before it is judged; leaves ``[N, ...]``, observations of the spec's dtype."""
 
     obs: PyTree  #: what the policy acts on next; the same object as ``next_obs`` where nothing was reset
     next_obs: PyTree  #: the true successor of the action
@@ -107,6 +107,7 @@ class HostEnv(abc.ABC):
             actor_keys=actor_keys,
             critic_keys=critic_keys,
             max_return=self.max_return,
+            channels_first=self.observations.channels_first,
         )
 
     @abc.abstractmethod
@@ -129,7 +130,7 @@ def where_rows(rows: Array, x: PyTree, y: PyTree) -> PyTree:
 
 def sound_rows(tree: PyTree, num_envs: int) -> Array | None:
     """Rows of which every number is finite and at most `LARGEST`, bool ``[N]``; None where all are, which is cheaper."""
-    leaves = jax.tree.leaves(tree)
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.dtype.kind == "f"]
     if all(np.abs(leaf).max() <= LARGEST for leaf in leaves):  # false for NaN
         return None
     rows = np.ones(num_envs, bool)

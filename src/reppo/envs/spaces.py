@@ -1,8 +1,9 @@
-"""Gymnasium's spaces: how a simulator's observations become float vectors, and what bounds its actions.
+"""Gymnasium's spaces: how a simulator's observations become float vectors or images, and what bounds its actions.
 
-An observation becomes what the networks read, an array ``[N, D]`` or one flat dict of them:
+An observation becomes what the networks read, an array ``[N, D]``, one flat dict of them, or an image ``[N, ., ., .]``:
 
-    Box                 its entries in C order, as one vector
+    Box of three axes   if it is the whole observation: an image, in its own order of axes; uint8 and bool stay what they are
+    other Box           its entries in C order, as one vector
     Discrete            a one-hot vector
     Dict                one vector for each entry; the keys of nested dicts are joined by "/"
     Tuple               its entries one after another, as one vector; of a dict inside, in the order of its keys
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reppo.config import ConfigError
+from reppo.images import is_image
 from reppo.types import PyTree
 
 Array = npt.NDArray[Any]
@@ -34,6 +36,8 @@ class Part(NamedTuple):
     path: Path
     shape: tuple[int, ...]
     choices: tuple[int, int] | None = None  #: how many integers there are, and the first of them; None for a box
+    image: bool = False  #: whether its values keep their shape
+    dtype: np.dtype[Any] = np.dtype(np.float32)  #: of the values as the networks receive them
 
     @property
     def size(self) -> int:
@@ -41,8 +45,10 @@ class Part(NamedTuple):
         return math.prod(self.shape) if self.choices is None else self.choices[0]
 
     def vectors(self, array: Array) -> Array:
-        """Its values ``[..., *shape]`` as vectors ``[..., size]``; raises `WrongObservation` for an integer that is none of
-        the choices."""
+        """Its values ``[..., *shape]`` as vectors ``[..., size]``, or as they are if an image; raises `WrongObservation`
+        for an integer that is none of the choices."""
+        if self.image:
+            return array
         if self.choices is None:
             return array.reshape(*array.shape[: array.ndim - len(self.shape)], self.size)
         number, first = self.choices
@@ -60,20 +66,20 @@ class WrongObservation(ValueError):
 
 
 class Observations:
-    """Reads a simulator's observations into float32 vectors, and refuses those that are not of the space.
+    """Reads a simulator's observations into float32 vectors or an image, and refuses those that are not of the space.
 
     Attributes:
         spec: the shapes of one environment's observation, as in `reppo.envs.spec.EnvSpec`.
+        channels_first: whether an image's channels are its first axis. A space does not say; the shorter one of the first
+            axis and the last is taken for them.
     """
 
     def __init__(self, name: str, space: Any):
         self._entries = _entries(name, space)
         self._kinds: dict[Path, str] = {}  #: of numbers, as NumPy's ``dtype.kind``, by the first observation
-        shapes = {
-            key: jax.ShapeDtypeStruct((sum(part.size for part in parts),), np.float32)
-            for key, parts in self._entries.items()
-        }
+        shapes = {key: _struct(parts) for key, parts in self._entries.items()}
         self.spec: PyTree = shapes if None not in self._entries else shapes[None]
+        self.channels_first: bool = is_image(self.spec) and self.spec.shape[0] < self.spec.shape[-1]
 
     def empty(self, num_envs: int) -> PyTree:
         """Room for the observations of ``N`` environments, for `write`."""
@@ -91,7 +97,7 @@ class Observations:
             for part in parts:
                 array = self._checked(obs, part, (num_envs, *part.shape))
                 # A copy, because a simulator may write its next observations into the same array.
-                columns.append(np.array(part.vectors(array), np.float32))
+                columns.append(np.array(part.vectors(array), part.dtype))
             vectors[key] = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
         return vectors.get(None, vectors)
 
@@ -103,6 +109,9 @@ class Observations:
                 start = 0
                 for part in parts:
                     array = self._checked(obs, part, part.shape)
+                    if part.image:
+                        row[...] = array
+                        break
                     row[start : start + part.size] = part.vectors(array)
                     start += part.size
         except WrongObservation as error:
@@ -125,6 +134,13 @@ class Observations:
         return array
 
 
+def _struct(parts: list[Part]) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of what becomes of these parts together: one vector, or an image."""
+    if len(parts) == 1 and parts[0].image:
+        return jax.ShapeDtypeStruct(parts[0].shape, parts[0].dtype)
+    return jax.ShapeDtypeStruct((sum(part.size for part in parts),), np.float32)
+
+
 def _place(path: Path) -> str:
     return "observation" + "".join(f"[{step!r}]" for step in path)
 
@@ -133,6 +149,9 @@ def _entries(name: str, space: Any) -> dict[str | None, list[Part]]:
     """The parts of every vector of our observation; the key is None where it is an array and no dict."""
     from gymnasium import spaces
 
+    if isinstance(space, spaces.Box) and len(space.shape) == 3:
+        dtype = np.dtype(space.dtype if space.dtype in (np.uint8, np.bool_) else np.float32)
+        return {None: [Part((), tuple(space.shape), image=True, dtype=dtype)]}
     if not isinstance(space, spaces.Dict):
         return {None: _parts(name, space, ())}
     entries: dict[str | None, list[Part]] = {}
@@ -165,7 +184,10 @@ def _parts(name: str, space: Any, path: Path) -> list[Part]:
             f"(gymnasium.wrappers.FlattenObservation makes a Box of most others)"
         )
     if space.dtype == np.uint8 and len(space.shape) > 1:
-        raise ConfigError(f"{name}: {_place(path)} is an image of shape {list(space.shape)}; pixels are not supported yet")
+        raise ConfigError(
+            f"{name}: {_place(path)} is uint8{list(space.shape)}; the networks read an image with three axes, where it is "
+            f"the whole observation"
+        )
     return [Part(path, tuple(space.shape))]
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
 
 from reppo.config import ConfigError, RunConfig
+from reppo.images import is_image
 from reppo.types import PyTree
 
 
@@ -15,9 +17,10 @@ from reppo.types import PyTree
 class EnvSpec:
     """Shapes, bounds, time limit and suggested settings of an environment.
 
-    ``observation`` is the pytree of one environment's observation (``ShapeDtypeStruct`` leaves): an array, or a dict of
-    one-dimensional arrays. ``actor_keys`` and ``critic_keys`` name the entries of a dict that each network sees. What an
-    environment does not say of itself is None, or infinite for a bound; in a spec that `resolve` has completed nothing is.
+    ``observation`` is the pytree of one environment's observation (``ShapeDtypeStruct`` leaves): a vector, a dict of
+    vectors, or an image, which has three axes: height, width, channels, or with ``channels_first`` channels, height,
+    width. ``actor_keys`` and ``critic_keys`` name the entries of a dict that each network sees. What an environment does
+    not say of itself is None, or infinite for a bound; in a spec that `resolve` has completed nothing is.
 
     Where actions are ``discrete``, ``action_size`` is their number, and an action is an index below it. ``action_low``
     and ``action_high``, ``[1]``, are then the integers that the environment itself has for the first and the last.
@@ -34,11 +37,22 @@ class EnvSpec:
     critic_keys: tuple[str, ...] = ()
     max_return: float | None = None  #: the best possible episode return, where it is known
     discrete: bool = False  #: whether an action is one of a few, rather than a vector of numbers
+    channels_first: bool = False  #: the order of an image's axes; no image is ever transposed before the networks read it
 
     @property
     def action(self) -> jax.ShapeDtypeStruct:
         """One action as a policy gives it: numbers in [-1, 1], or an index."""
         return action_struct(self.action_size, self.discrete)
+
+    @property
+    def image(self) -> bool:
+        """Whether the observation is an image."""
+        return is_image(self.observation)
+
+    @property
+    def image_sides(self) -> tuple[int, int]:
+        """Height and width of an image."""
+        return self.observation.shape[1:] if self.channels_first else self.observation.shape[:2]
 
     @property
     def time_limit(self) -> int:
@@ -47,9 +61,9 @@ class EnvSpec:
         return self.episode_length
 
     def obs_size(self, keys: tuple[str, ...]) -> int:
-        """Features that a network with these keys sees."""
+        """Numbers that a network with these keys sees."""
         if not isinstance(self.observation, dict):
-            return self.observation.shape[0]
+            return math.prod(self.observation.shape)
         return sum(self.observation[key].shape[0] for key in keys)
 
 
@@ -71,16 +85,20 @@ def suggest_keys(observation: PyTree) -> tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def check_observation(name: str, observation: PyTree) -> None:
-    """Refuse observations that the networks cannot read: anything but a vector or a dict of vectors."""
+    """Refuse observations that the networks cannot read: anything but a vector, a dict of vectors, or an image."""
     leaves = observation if isinstance(observation, dict) else {"observation": observation}
     for key, leaf in leaves.items():
         if not hasattr(leaf, "shape"):
             raise ConfigError(
                 f"{name}: observation entry {key!r} is a {type(leaf).__name__}; use arrays, or one flat dict of arrays"
             )
-        if len(leaf.shape) != 1 or not np.issubdtype(leaf.dtype, np.floating):
+        floating = np.issubdtype(leaf.dtype, np.floating)
+        if is_image(observation) and (floating or leaf.dtype in (np.uint8, np.bool_)):
+            continue
+        if len(leaf.shape) != 1 or not floating:
             raise ConfigError(
-                f"{name}: observation entry {key!r} is {leaf.dtype}{list(leaf.shape)}; it must be a float vector"
+                f"{name}: observation entry {key!r} is {leaf.dtype}{list(leaf.shape)}; it must be a float vector, or the "
+                f"whole observation one image with three axes, of uint8, bool or float"
             )
 
 

@@ -14,6 +14,9 @@ PLAYGROUND_ROBOTS: ValueRange = (-10.0, 10.0)  #: rewards of a step are scaled b
 
 MANISKILL: ValueRange = DM_CONTROL  #: its normalised rewards are at most 1, and go on after success
 
+#: Rewards are -1, 0 and 1, a game's points come one in several steps, and returns of 50 would take one in every two.
+ATARI_CLIPPED: ValueRange = (-10.0, 50.0)
+
 #: Gymnasium's tasks, by their names without the version.
 GYMNASIUM: dict[str, ValueRange] = {
     # Rewards of a step are in [-16.3, 0]; even the worst episode has better ones.
