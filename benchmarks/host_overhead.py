@@ -4,7 +4,8 @@
 
 Both figures come from the same rollouts, those of training: the time inside of EnvPool's step function, and all
 the rest of a rollout, which is the compiled policy, the adapter, and the buffers. Times are medians over rollouts, in
-microseconds for one step of all environments.
+microseconds for one step of all environments. The columns with ``cpu`` are processor time of the main thread alone, which
+other programs on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import csv
 import dataclasses
 import json
 import os
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import jax
+import numpy as np
+import numpy.typing as npt
 
 from reppo import envs, preset, provenance
 from reppo.host_collector import HostCollector
@@ -29,20 +31,25 @@ from reppo.loop import Run
 TASKS = ("envpool:CheetahRun-v1", "envpool:HalfCheetah-v5", "envpool:WalkerWalk-v1", "envpool:Pendulum-v1")
 
 
+def now() -> npt.NDArray[np.float64]:
+    """Seconds on the clock, and seconds that this thread has computed."""
+    return np.array([time.perf_counter(), time.thread_time()])
+
+
 class Timed:
-    """A function that adds up the seconds that its calls take."""
+    """A function that adds up what its calls take, as `now` counts it."""
 
     def __init__(self, function: Callable[..., Any]):
-        self.function, self.seconds = function, 0.0
+        self.function, self.seconds = function, np.zeros(2)
 
     def __call__(self, *args: Any) -> Any:
-        start = time.perf_counter()
+        start = now()
         result = self.function(*args)
-        self.seconds += time.perf_counter() - start
+        self.seconds += now() - start
         return result
 
-    def lap(self) -> float:
-        seconds, self.seconds = self.seconds, 0.0
+    def lap(self) -> npt.NDArray[np.float64]:
+        seconds, self.seconds = self.seconds, np.zeros(2)
         return seconds
 
 
@@ -56,24 +63,26 @@ def measure(task: str, num_envs: int, rollouts: int) -> dict[str, Any]:
     compiled, pool = collector._act, cast(Any, collector._training[0].simulator)._pool
     act, step = Timed(lambda *args: jax.block_until_ready(compiled(*args))), Timed(pool.step)
     collector._act, pool.step = cast(Any, act), step
-    laps: list[list[float]] = []
+    laps: list[list[npt.NDArray[np.float64]]] = []
     for i in range(rollouts + 2):
-        start = time.perf_counter()
+        start = now()
         jax.block_until_ready(collector.collect(run.state, i).rows)
-        total = time.perf_counter() - start
-        laps.append([1e6 * seconds / config.num_steps for seconds in (step.lap(), act.lap(), total)])
+        total = now() - start
+        laps.append([step.lap(), act.lap(), total])
     collector.close()
-    simulation, acting, total = (statistics.median(column) for column in zip(*laps[2:], strict=True))
+    (simulation, _), (acting, acting_cpu), (total, _) = medians = 1e6 * np.median(laps[2:], axis=0) / config.num_steps
     return {
         "env": task,
         "num_envs": num_envs,
         "simulation_us": round(simulation),
         "acting_us": round(acting),
         "bookkeeping_us": round(total - simulation - acting),
-        "overhead": round((total - simulation) / simulation, 3),
+        "acting_cpu_us": round(acting_cpu),
+        "bookkeeping_cpu_us": round(medians[2, 1] - medians[0, 1] - acting_cpu),
+        "overhead": round(float((total - simulation) / simulation), 3),
         "simulation_steps_per_s": round(1e6 * num_envs / simulation),
         "rollout_steps_per_s": round(1e6 * num_envs / total),
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
         "device": jax.devices()[0].device_kind,
     }
 

@@ -139,7 +139,7 @@ def test_pixels_are_not_normalised() -> None:
     [
         (spaces.Box(0, 255, (4, 84, 84), np.uint8), np.uint8, True),
         (spaces.Box(0, 255, (210, 160, 3), np.uint8), np.uint8, False),
-        (spaces.Box(0, 1, (10, 10, 4), np.bool_), np.bool_, False),
+        (spaces.Box(0, 1, (10, 10, 4), np.bool_), np.bool_, False),  # pyright: ignore[reportArgumentType]
         (spaces.Box(0, 1, (3, 8, 8), np.float64), np.float32, True),
     ],
 )

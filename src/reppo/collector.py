@@ -39,7 +39,12 @@ class Keys:
         self.roots = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
 
     def __call__(self, *path: int) -> jax.Array:
-        return functools.reduce(lambda keys, word: _fold_in(keys, jnp.uint32(word)), path, self.roots)
+        return functools.reduce(lambda keys, word: _fold_in(keys, np.uint32(word)), path, self.roots)
+
+
+def fold_in(root: jax.Array, *path: Any) -> jax.Array:
+    """What `Keys` gives the seed of this root, for use in a compiled program."""
+    return functools.reduce(lambda key, word: jax.random.fold_in(key, jnp.uint32(word)), path, root)
 
 
 @jax.jit

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from reppo.collector import Collected, Keys, Stream
+from reppo.collector import Collected, Keys, Stream, fold_in
 from reppo.config import ConfigError, RunConfig
 from reppo.envs.host import HostEnv, HostVectorEnv
 from reppo.envs.spec import EnvSpec
@@ -45,7 +45,13 @@ class HostCollector:
         # A flat list: what a call costs beside its work is the flattening of its arguments, in Python for our modules.
         self._structure = jax.tree.structure(jax.eval_shape(lambda key: learner.policy(learner.init(key)), keys.roots[0]))
         self._act = jax.jit(act, static_argnums=4)
-        self._policy = jax.jit(lambda state, k: jax.tree.leaves(learner.policy(jax.tree.map(lambda x: x[k], state))))
+
+        def own(state: PyTree, roots: jax.Array, k: Any, iteration: Any) -> tuple[list[jax.Array], jax.Array]:
+            policy = learner.policy(jax.tree.map(lambda x: x[k], state))
+            return jax.tree.leaves(policy), fold_in(roots[k], Stream.ITERATION, iteration, 0)
+
+        # The key of its rollout comes along, because each step towards it would cost as much as a step of the policy.
+        self._policy_and_key = jax.jit(own)
 
     # ------------------------------------------------------------------------------------- the life of the environments
 
@@ -79,10 +85,10 @@ class HostCollector:
     def collect(self, state: PyTree, iteration: int) -> Collected:
         if not self._begun:
             self._begin(iteration)
-        key = self.keys(Stream.ITERATION, iteration, 0)
         rows, episodes = self._buffers()
         for k, env in enumerate(self._training):
-            self._fill(env, self._policy(state, k), key[k], *jax.tree.map(lambda x, k=k: x[k], (rows, episodes)))
+            policy, key = self._policy_and_key(state, self.keys.roots, k, iteration)
+            self._fill(env, policy, key, *jax.tree.map(lambda x, k=k: x[k], (rows, episodes)))
         # New buffers each time, because what is put on a CPU device may be the buffer itself.
         return Collected(jax.device_put(rows), episodes, None, np.zeros(self.num_seeds, int))
 
@@ -104,16 +110,15 @@ class HostCollector:
         self, env: HostVectorEnv, policy: list[jax.Array], key: jax.Array, rows: Rollout, episodes: dict[str, Array]
     ) -> None:
         """Roll out one seed's policy for ``T`` steps, into buffers ``[T, N, ...]``."""
-        buffers = jax.tree.leaves(rows)
         for t in range(self.config.num_steps):
             obs = env.obs
             action, sample = self._act(policy, obs, key, t, False)
             step = env.step(np.asarray(action))
             row = Rollout(obs, sample, step.next_obs, step.reward, step.terminated, step.truncated, step.valid)
-            for buffer, values in zip(buffers, jax.tree.leaves(row), strict=True):
-                buffer[t] = values
-            for name, values in episodes.items():
-                values[t] = step.info[name]
+            for buffer, values in zip(rows, row, strict=True):
+                _write(buffer, t, values)
+            for name, buffer in episodes.items():
+                buffer[t] = step.info[name]
 
     # ------------------------------------------------------------------------------------- evaluation
 
@@ -126,7 +131,7 @@ class HostCollector:
         number = -(-episodes // env.num_envs)
         results = []
         for k in range(self.num_seeds):
-            policy, key = self._policy(state, k), self.keys.roots[k]
+            (policy, _), key = self._policy_and_key(state, self.keys.roots, k, 0), self.keys.roots[k]
 
             def act(obs: PyTree, policy: Any = policy, key: Any = key) -> Array:
                 return np.asarray(self._act(policy, obs, key, 0, True)[0])
@@ -153,6 +158,15 @@ class HostCollector:
         if self._evaluation is None:
             self._evaluation = self.env.for_evaluation().start(self.spec, num_envs)
         return self._evaluation
+
+
+def _write(buffer: PyTree, index: int, values: PyTree) -> None:
+    """Into row ``index`` of an array, or of the arrays of a flat dict: `jax.tree` would take longer than the copy."""
+    if isinstance(buffer, dict):
+        for name, entry in buffer.items():
+            entry[index] = values[name]
+    else:
+        buffer[index] = values
 
 
 def _seeds(keys: jax.Array) -> list[int]:

@@ -76,14 +76,14 @@ class Pool(Simulator):
         self._task, self._observations, self._actions = task, observations, actions
         self._settings = settings  #: of EnvPool, by its names
         self._pool: Any = None
-        self._ended = np.zeros(num_envs, bool)
+        self._ended, self._any_ended = np.zeros(num_envs, bool), False
 
     def reset(self, seed: int) -> PyTree:
         if self._pool is None:
             with _quiet():
                 self._pool = _envpool().make_gymnasium(self._task, num_envs=self.num_envs, seed=seed, **self._settings)
                 _ = self._pool.observation_space  # made once, when it is first asked for
-        self._ended = np.zeros(self.num_envs, bool)
+        self._ended, self._any_ended = np.zeros(self.num_envs, bool), False
         obs, _ = self._pool.reset()
         return self._observations.read(obs, self.num_envs)
 
@@ -92,14 +92,18 @@ class Pool(Simulator):
         raw_obs, reward, terminated, truncated, info = self._pool.step(actions)
         obs = self._observations.read(raw_obs, self.num_envs)
         reset = info["elapsed_step"] == 0
-        if (reset != self._ended).any():
-            index = int(np.argmax(reset != self._ended))
-            raise RuntimeError(f"environment {index} did not reset where its episode had ended, or did elsewhere")
-        self._ended = (terminated | truncated) & ~reset
-        return RawStep(obs, obs, reward, terminated, truncated, reset if reset.any() else None)
+        any_reset, over = bool(reset.any()), terminated | truncated
+        if any_reset or self._any_ended:
+            if (reset != self._ended).any():
+                index = int(np.argmax(reset != self._ended))
+                raise RuntimeError(f"environment {index} did not reset where its episode had ended, or did elsewhere")
+            over &= ~reset
+        self._ended, self._any_ended = over, bool(over.any())
+        return RawStep(obs, obs, reward, terminated, truncated, reset if any_reset else None)
 
     def reset_rows(self, rows: Array) -> PyTree:
         self._ended = self._ended & ~rows
+        self._any_ended = bool(self._ended.any())
         indices = np.flatnonzero(rows).astype(np.int32)
         raw_obs, _ = self._pool.reset(indices)
         out = self._observations.empty(self.num_envs)

@@ -37,7 +37,10 @@ class Failure(Exception):
 
 
 class RawStep(NamedTuple):
-    """One step as a simulator sees it, before it is judged; leaves ``[N, ...]``, observations of the spec's dtype."""
+    """One step as a simulator sees it, before it is judged; leaves ``[N, ...]``, observations of the spec's dtype.
+
+    The simulator does not write to these arrays again.
+    """
 
     obs: PyTree  #: what the policy acts on next; the same object as ``next_obs`` where nothing was reset
     next_obs: PyTree  #: the true successor of the action
@@ -131,7 +134,8 @@ def where_rows(rows: Array, x: PyTree, y: PyTree) -> PyTree:
 def sound_rows(tree: PyTree, num_envs: int) -> Array | None:
     """Rows of which every number is finite and at most `LARGEST`, bool ``[N]``; None where all are, which is cheaper."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.dtype.kind == "f"]
-    if all(np.abs(leaf).max() <= LARGEST for leaf in leaves):  # false for NaN
+    # One pass: a sum of squares that is small enough bounds every number. It is false for NaN.
+    if all(np.vdot(leaf, leaf) <= LARGEST**2 for leaf in leaves):
         return None
     rows = np.ones(num_envs, bool)
     for leaf in leaves:
@@ -157,7 +161,8 @@ class HostVectorEnv:
         self._half = 1 if spec.discrete else (spec.action_high - spec.action_low) / 2
         self._steps = 0
         self.obs: PyTree = None  #: what the policy acts on next
-        self._actual = np.ones(self.num_envs, bool)  #: whether `obs` is the simulator's, and no stand-in for NaN
+        self._actual: Array | None = None  #: where `obs` is the simulator's, and no stand-in for NaN; None: everywhere
+        self._everywhere, self._nowhere = np.ones(self.num_envs, bool), np.zeros(self.num_envs, bool)  #: never written to
         self._whole = np.ones(self.num_envs, bool)  #: whether the episode began at its beginning
         self._elapsed = np.zeros(self.num_envs, np.int64)
         self._return = np.zeros(self.num_envs)
@@ -178,9 +183,8 @@ class HostVectorEnv:
             index = int(np.argmin(sound))
             raise SimulatorError(f"{self.spec.name}: environment {index}: an observation is not finite right after reset")
         self.obs = obs
-        self._actual[:] = True
-        self._return[:] = 0.0
-        self._elapsed[:] = 0
+        self._actual = None
+        self._return, self._elapsed = np.zeros(self.num_envs), np.zeros(self.num_envs, np.int64)
         if stagger is not None and self.simulator.resets_rows:
             self._elapsed = stagger.integers(0, self.spec.time_limit, self.num_envs)
         self._whole = self._elapsed == 0
@@ -198,43 +202,45 @@ class HostVectorEnv:
             raw = self.simulator.step(action * self._half + self._centre)
         except Exception as error:
             raise self._explained(error) from error
-        obs, next_obs, reward = raw.obs, raw.next_obs, raw.reward.astype(np.float32)
-        valid = self._actual if raw.reset is None else self._actual & ~raw.reset
+        obs, next_obs, reward = raw.obs, raw.next_obs, raw.reward.astype(np.float32, copy=False)
+        terminated, truncated, valid = raw.terminated, raw.truncated & ~raw.terminated, self._everywhere
         sound = sound_rows((next_obs, reward), self.num_envs)
-        if sound is not None:
-            valid = valid & sound
-        if not valid.all():
+        # Most steps are ordinary in every environment. They skip what would change nothing, as it costs more than the rest.
+        ordinary = raw.reset is None and sound is None and self._actual is None
+        if not ordinary:
+            for rows in (sound, self._actual, None if raw.reset is None else ~raw.reset):
+                valid = valid if rows is None else valid & rows
             next_obs = where_rows(valid, next_obs, self.obs)
             reward = np.where(valid, reward, np.float32(0.0))
-        terminated = raw.terminated & valid
-        truncated = raw.truncated & valid & ~terminated
-        self._elapsed += 1
-        self._return += reward
+            terminated, truncated = terminated & valid, truncated & valid
+        self._elapsed = self._elapsed + 1
+        self._return = self._return + reward
         over = terminated | truncated
 
-        forced = ~valid if raw.reset is None else ~valid & ~raw.reset
+        forced = self._nowhere if ordinary else ~valid if raw.reset is None else ~valid & ~raw.reset
         if self.simulator.resets_rows:
-            late = (self._elapsed >= self.spec.time_limit) & valid & ~over
-            truncated, over = truncated | late, over | late
-            forced = forced | late
+            late = self._elapsed >= self.spec.time_limit
+            if late.any():
+                late &= valid & ~over
+                truncated, over, forced = truncated | late, over | late, forced | late
+        ended = not ordinary or bool(over.any())
         info = {
-            "episode_return": self._return.copy(),
-            "episode_length": self._elapsed.copy(),
-            "episode_done": over & self._whole,
-            "reset": np.zeros(self.num_envs, bool) if raw.reset is None else raw.reset,
+            "episode_return": self._return,
+            "episode_length": self._elapsed,
+            "episode_done": over & self._whole if ended else self._nowhere,
+            "reset": self._nowhere if raw.reset is None else raw.reset,
         }
         if raw.success is not None:
             info["success"] = raw.success
-        self._actual = np.ones(self.num_envs, bool)
-        if forced.any() or obs is not next_obs:
+        self._actual = None
+        if obs is not next_obs or (ended and forced.any()):
             obs = self._begin_again(obs, forced)
         self.obs = obs
-        if not valid.all() or over.any():
-            ended = over | ~valid
-            self._elapsed[ended] = 0
-            self._return[ended] = 0.0
+        if ended:
+            rows = over | ~valid
+            self._elapsed, self._return = np.where(rows, 0, self._elapsed), np.where(rows, 0.0, self._return)
             # An environment that could not be reset goes on in the middle of its episode.
-            self._whole = np.where(forced, self.simulator.resets_rows, self._whole | ended)
+            self._whole = np.where(forced, self.simulator.resets_rows, self._whole | rows)
         return TimeStep(obs, next_obs, reward, terminated, truncated, valid, info)
 
     def _begin_again(self, obs: PyTree, forced: Array) -> PyTree:

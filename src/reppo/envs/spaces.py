@@ -206,7 +206,7 @@ class Actions(NamedTuple):
 
     def as_taken(self, action: Array) -> Array:
         """Actions ``[N, A]``, or discrete ones ``[N]``, as the simulator takes them."""
-        return action.astype(self.dtype).reshape(-1, *self.shape)
+        return action.astype(self.dtype, copy=False).reshape(-1, *self.shape)
 
 
 def read_actions(name: str, space: Any) -> Actions:
