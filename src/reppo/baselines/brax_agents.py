@@ -121,6 +121,8 @@ def usable(env: envs.AnyEnv, config: BraxConfig) -> tuple[envs.Env, EnvSpec]:
     check_observation(spec.name, spec.observation)
     if spec.discrete:
         raise ConfigError(f"{spec.name} has discrete actions; Brax's {what} is for continuous ones")
+    if spec.image:
+        raise ConfigError(f"{spec.name} has images as observations; this baseline reads vectors")
     if not np.isfinite([spec.action_low, spec.action_high]).all():
         raise ConfigError(f"{spec.name} has actions without bounds; Brax's {what} needs them")
     if config.episode_length is None and spec.episode_length is None:
