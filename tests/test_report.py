@@ -34,7 +34,9 @@ def add(results: Path, algorithm: str, env: str, seed: int, finals: float, statu
     steps = np.linspace(0, 400_000, 5)
     curve = np.stack([steps, steps / 1000, finals * steps / steps[-1], 0 * steps, 64 + 0 * steps], axis=1)
     key = Key("laptop", algorithm, env, seed)
-    return records.write(Record(key, status, "reppo train", DESCRIPTION, 400.0, 1, 2**30, curve), results)
+    parts = {"parameters": 3 * 2**20, "batch": 2**19, "replay": 0} if algorithm == "reppo" else None
+    run = Record(key, status, "reppo train", DESCRIPTION, 400.0, 1, 2**30, curve, computed_memory_bytes=parts)
+    return records.write(run, results)
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +187,25 @@ def test_figures_take_the_ink_of_the_page() -> None:
     assert inlined("<?xml?><svg a='1'><g id=\"axes_1\"></g></svg>", "t") == (
         '<svg a=\'1\' role="img" aria-label="t"><g></g></svg>'
     )
+
+
+def test_memory_is_what_runs_say_of_themselves(sections: list[Section]) -> None:
+    assert table(sections, "laptop-memory").rows == [[env, "reppo", "1", "3.0", "0.5", "0.0", "1,024"] for env in TASKS]
+    missing = next(entry for entry in blocks(sections, Missing) if entry.what.startswith("memory"))
+    assert missing.command == "reppo bench laptop"
+
+
+def test_the_committed_report_is_that_of_the_committed_results(root: Path) -> None:
+    """But for the insides of figures: they are the same bytes only with one version of Matplotlib."""
+    sections = report.page(root / "results")
+    assert (root / "results" / "report" / "report.md").read_text() == markdown(sections), "run `reppo report results`"
+    figures = {f"{figure.id}.svg" for figure in blocks(sections, Figure)}
+    assert {path.name for path in (root / "results" / "report" / "figures").iterdir()} == figures
+
+    def words(page: str) -> str:
+        return re.sub(r"<svg .*?</svg>", "", page, flags=re.DOTALL)
+
+    assert words((root / "results" / "report" / "index.html").read_text()) == words(html(sections))
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

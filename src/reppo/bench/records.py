@@ -16,7 +16,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -62,6 +62,7 @@ class Record:
     peak_memory_bytes: int | None
     curve: NDArray[np.float64]  #: ``[T, 5]``, see `COLUMNS`
     problem: str = ""  #: what went wrong
+    computed_memory_bytes: Mapping[str, int] | None = None  #: of its process: parameters, batch, replay; None: unknown
 
     @property
     def steps(self) -> NDArray[np.float64]:
@@ -118,6 +119,7 @@ def write(record: Record, results: Path) -> Path:
             "seconds": round(record.seconds, 2),
             "seeds_together": record.seeds_together,
             "peak_memory_bytes": record.peak_memory_bytes,
+            "computed_memory_bytes": record.computed_memory_bytes,
             "table_sha256": hashlib.sha256(data).hexdigest(),
             "description": record.description,
         }
@@ -142,7 +144,7 @@ def read(path: Path) -> Record:
             raise ConfigError(
                 f"{path.with_suffix('.csv')} is damaged: it is not the table that {path.name} was written with"
             )
-        memory = values["peak_memory_bytes"]
+        memory, parts = values["peak_memory_bytes"], values.get("computed_memory_bytes")
         record = Record(
             key=key,
             status=values["status"],
@@ -153,13 +155,14 @@ def read(path: Path) -> Record:
             peak_memory_bytes=None if memory is None else int(memory),
             curve=curve(data),
             problem=str(values["problem"]),
+            computed_memory_bytes=None if parts is None else {str(name): int(size) for name, size in parts.items()},
         )
         check(record, path)
     except ConfigError:
         raise
     except FileNotFoundError as error:
         raise ConfigError(f"{path} is damaged: there is no {Path(error.filename).name}") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged ({type(error).__name__}: {str(error) or 'unreadable'})") from None
     return record
 

@@ -35,6 +35,8 @@ GRID = 41  #: points of a curve
 PUBLISHED_STEPS = 50_000_000
 COMPARABLE = 0.1  #: share of the published steps from which on our curve is drawn beside the published one
 
+MEMORY_PARTS = ("parameters", "batch", "replay")  #: of ``computed_memory_bytes``
+
 PAPER = ("reppo_large", "reppo_medium", "reppo_small", "ppo_50M", "sac_brax_5M", "fasttd3_A")
 
 
@@ -160,6 +162,7 @@ def suite_section(name: str, found: Sequence[Record], published: Published) -> S
     elif groups:
         blocks.append(Note("No task that a normaliser is defined for has runs of every algorithm: no aggregates."))
     blocks += task_curves(name, groups, published)
+    blocks += memory(name, groups)
     blocks.append(every_run(name, found))
     return Section(f"Suite {name}", blocks)
 
@@ -290,6 +293,28 @@ def task_curves(name: str, groups: Sequence[Group], published: Published) -> Ite
         title = f"{env.partition(':')[2]}, {name}"
         image = figures.lines(drawn, title, x="environment steps", y="return")
         yield Figure(f"{name}-{env.replace(':', '-')}", title, image, caption)
+
+
+def memory(name: str, groups: Sequence[Group]) -> Iterator[Block]:
+    """What a process holds, computed, and the most that it took, measured; of the runs that say it."""
+    rows = []
+    for group in groups:
+        for together in sorted({run.seeds_together for run in group.runs}):
+            runs = [r for r in group.runs if r.seeds_together == together and r.computed_memory_bytes]
+            peaks = [r.peak_memory_bytes / 2**20 for r in runs if r.peak_memory_bytes is not None]
+            if not runs:
+                continue
+            parts = runs[0].computed_memory_bytes or {}
+            cells = [f"{parts[part] / 2**20:,.1f}" if part in parts else "-" for part in MEMORY_PARTS]
+            peak = f"{np.median(peaks):,.0f}" if peaks else "-"
+            rows.append([group.env, group.algorithm, str(together), *cells, peak])
+    if rows:
+        caption = (
+            "MB of one process. Computed: networks with their optimisers, one rollout, the replay memory. Measured: its "
+            "highest resident memory, median over processes, which on a CPU is mostly the program and its compiler."
+        )
+        header = ["task", "algorithm", "seeds", *MEMORY_PARTS, "measured"]
+        yield Table(f"Memory, {name}", header, rows, caption, id=f"{name}-memory")
 
 
 def every_run(name: str, found: Sequence[Record]) -> Table:
@@ -513,6 +538,7 @@ def missing(results: Path, found: Sequence[Record], published: Published) -> Sec
         blocks.append(Missing("published figures", "there is no results/published", "git checkout results/published"))
     if not (results / "toy_gradients.csv").is_file():
         blocks.append(Missing("the 2-D experiment", "there is no results/toy_gradients.csv", "reppo toy"))
-    what = "memory of REPPO, PPO, SAC and FastTD3 on one task"
-    blocks.append(Missing(what, "runs have their peak bytes, not the parts of them", "none yet"))
+    if not {suites.REPPO, *suites.BASELINES} <= {r.key.algorithm for r in found if r.computed_memory_bytes}:
+        what = "memory of REPPO, PPO, SAC and FastTD3 on one task"
+        blocks.append(Missing(what, "no run of some of them says what it holds", "reppo bench laptop"))
     return Section("Missing", blocks)

@@ -401,6 +401,7 @@ def collected(job: Job, directory: Path, status: records.Status, problem: str, s
             peak_memory_bytes=summary.get("peak_memory_bytes"),
             curve=curves[key.seed].reshape(-1, len(records.COLUMNS)),
             problem=problem,
+            computed_memory_bytes=summary.get("computed_memory_bytes"),
         )
         records.check(record, directory)
         found.append(record)
