@@ -31,8 +31,8 @@ def _fasttd3() -> Algorithm:
 
 ALGORITHMS: dict[str, Callable[[], Algorithm]] = {"reppo": _reppo, "fasttd3": _fasttd3}
 
-#: Algorithms that Brax trains with a loop of its own, see `reppo.baselines.brax_agents`.
-BRAX = ("ppo", "sac")
+#: Algorithms that a library trains with a loop of its own, see `reppo.baselines.foreign`, and whose they are.
+FOREIGN = {"ppo": "Brax", "sac": "Brax", "sb3-ppo": "Stable-Baselines3", "sb3-sac": "Stable-Baselines3"}
 
 
 def named(name: Any) -> Algorithm:
@@ -58,11 +58,12 @@ def read_config(description: dict[str, Any], source: str) -> RunConfig:
     Raises:
         ConfigError: where it is damaged, or of an algorithm that is none or has another loop; ``source`` names the file.
     """
-    if description.get("algorithm") in BRAX:
+    name = description.get("algorithm", "reppo")
+    if isinstance(name, str) and name in FOREIGN:
         again = f"; `{description['command']}` starts it again" if "command" in description else ""
-        raise ConfigError(f"{source}: a run of Brax's {description['algorithm']} cannot be continued{again}")
+        raise ConfigError(f"{source}: a run of {FOREIGN[name]}'s {name} cannot be continued{again}")
     try:
-        algorithm = named(description.get("algorithm", "reppo"))
+        algorithm = named(name)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     return algorithm.config.from_json(description["config"], source)

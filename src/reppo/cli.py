@@ -474,7 +474,7 @@ class BaselineArgs:
     """
 
     algorithm: Positional[str]
-    """fasttd3, or one of Brax's: ppo, sac."""
+    """fasttd3, one of Brax's (ppo, sac), or of Stable-Baselines3's (sb3-ppo, sb3-sac)."""
     env: Positional[str]
     """suite:Task, or path/to/file.py:MyEnv."""
     preset: Annotated[str, unset("{published,published-robots,cpu}")] = ""
@@ -504,20 +504,22 @@ def baseline(args: BaselineArgs) -> None:
     if args.seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {args.seeds}")
     out = args.out or Path("runs") / new_run_name(f"{args.env}-{args.algorithm}")
-    if args.algorithm not in algorithms.BRAX:
+    if args.algorithm not in algorithms.FOREIGN:
         with reported_run(out, args.env, args.wandb) as how:
             loop.train(args.env, config, seed=args.seed, num_seeds=args.seeds, out=out, **how)
         return
+    whose = f"{algorithms.FOREIGN[args.algorithm]}'s {args.algorithm}"
     if args.seeds > 1:
-        raise ConfigError(f"Brax's {args.algorithm} trains one seed at a time; leave out --seeds")
-    from reppo.baselines import brax_agents
+        raise ConfigError(f"{whose} trains one seed at a time; leave out --seeds")
+    from reppo.baselines import foreign
 
     words = ["reppo", "baseline", args.algorithm, args.env, "--preset", preset, "--seed", str(args.seed)]
     words += [word for name, value in given.items() if value is not None for word in (options.flag(name), str(value))]
     command = shlex.join([*words, *(["--set", *args.set] if args.set else [])])
-    with reported_run(out, args.env, args.wandb, f"a run of Brax's {args.algorithm} cannot be continued") as how:
+    make_agent = baselines.foreign_agent(args.algorithm)
+    with reported_run(out, args.env, args.wandb, f"a run of {whose} cannot be continued") as how:
         del how["interrupt"]  # it may end at any moment
-        brax_agents.train(args.env, config, seed=args.seed, out=out, command=command, **how)
+        foreign.train(args.env, config, make_agent, seed=args.seed, out=out, command=command, **how)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -307,7 +307,7 @@ def summary(telemetry: Telemetry, glyphs: Glyphs) -> Iterator[Text]:
             entries.append(Cell("best", return_text([best], glyphs), f" at {best['env_steps']:,.0f} steps"))
     for entry in [*entries, *files(telemetry.directory)]:
         yield Text("  ") + entry.text(10)
-    if telemetry.directory is not None:
+    if telemetry.directory is not None and any(telemetry.directory.glob("policy*.npz")):
         yield Text()
         yield Text("Next: ").append(f"reppo eval {shlex.quote(shown(telemetry.directory))}", style=f"bold {ACCENT}")
 

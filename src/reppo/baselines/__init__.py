@@ -1,4 +1,4 @@
-"""What REPPO is compared with: FastTD3 on our loop, and Brax's PPO and SAC on its own."""
+"""What REPPO is compared with: FastTD3 on our loop, Brax's and Stable-Baselines3's PPO and SAC on their own."""
 
 from __future__ import annotations
 
@@ -28,8 +28,34 @@ def _sac(env: str) -> Mapping[str, Any]:
     return sac_presets(env)
 
 
+def _sb3(algorithm: str) -> Callable[[str], Mapping[str, Any]]:
+    def presets(env: str) -> Mapping[str, Any]:
+        from reppo.baselines import sb3
+
+        return sb3.presets(env, algorithm)
+
+    return presets
+
+
 #: Of every baseline its presets for an environment: complete configurations by name.
-PRESETS: dict[str, Callable[[str], Mapping[str, Any]]] = {"fasttd3": _fasttd3, "ppo": _ppo, "sac": _sac}
+PRESETS: dict[str, Callable[[str], Mapping[str, Any]]] = {
+    "fasttd3": _fasttd3,
+    "ppo": _ppo,
+    "sac": _sac,
+    "sb3-ppo": _sb3("sb3-ppo"),
+    "sb3-sac": _sb3("sb3-sac"),
+}
+
+
+def foreign_agent(algorithm: str) -> Callable[[Any, Any, int], Any]:
+    """What makes the agent of an algorithm that trains with its library's loop, see `reppo.baselines.foreign`."""
+    if algorithm in ("ppo", "sac"):
+        from reppo.baselines.brax_agents import make
+
+        return make
+    from reppo.baselines.sb3 import Agent
+
+    return Agent
 
 
 def configured(algorithm: str, env: str, preset: str, settings: Sequence[str], options: Mapping[str, Any]) -> Any:

@@ -1,8 +1,4 @@
-"""Brax's PPO and SAC (`brax.training.agents`), trained by Brax itself, evaluated and recorded by us.
-
-Brax owns the loop: there are no checkpoints, and a run that was stopped cannot go on. What we add is between its
-stretches of training: the greedy evaluation that every algorithm here has, the tables, and the policy as a file.
-"""
+"""Brax's PPO and SAC (`brax.training.agents`), see `reppo.baselines.foreign`."""
 
 from __future__ import annotations
 
@@ -10,106 +6,33 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
-import json
-import resource
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reppo import envs, export, run_directory
+from reppo import envs, export
 from reppo.baselines.brax_config import BraxConfig, PPOConfig, SACConfig
+from reppo.baselines.foreign import FLOAT, Evaluate, Params, num_parallel
 from reppo.config import ConfigError
 from reppo.envs.spec import EnvSpec, check_observation
-from reppo.evaluate import MAX_PARALLEL, Evaluation, GreedyEpisodes
-from reppo.files import write_json
-from reppo.loop import Clock, Diverged, due, memory, size_of
+from reppo.evaluate import Evaluation, GreedyEpisodes
+from reppo.loop import size_of
 from reppo.normalizer import EPSILON
-from reppo.plot import plot_run
-from reppo.provenance import provenance
-from reppo.sinks import CsvSink, Event, Sink, best_evaluation
 from reppo.types import PyTree
 
-FLOAT = 4  #: bytes
-Params = Any  #: of Brax: statistics of the observations, the policy's parameters, and perhaps others
 
-
-class Agent(Protocol):
-    """One of Brax's algorithms, as we need it."""
-
-    policy_keys: tuple[str, ...]  #: the entry of a dict observation that the policy sees, if it is one
-    activation: str  #: of the policy
-
-    def act(self, params: Params, obs: PyTree) -> jax.Array:
-        """Greedy actions in [-1, 1]."""
-        ...
-
-    def memory_parts(self) -> dict[str, int]:
-        """Bytes that a run has to hold at least, see `reppo.loop.Run.memory_parts`."""
-        ...
-
-    def train(self, seed: int, evaluate: Callable[[int, int, int, Params], None]) -> None:
-        """Train to the end; calls ``evaluate(stretch, of how many, env_steps, params)`` before and after each stretch."""
-        ...
-
-
-def train(
-    env: str,
-    config: BraxConfig,
-    *,
-    seed: int,
-    out: Path,
-    command: str,
-    sinks: Sequence[Sink] = (),
-    started: float | None = None,
-) -> None:
-    """Train one seed, and leave the files of a run in a new directory.
-
-    Args:
-        env: as for `reppo.loop.train`; it must be written in JAX.
-        config: what to train, and how.
-        seed: of Brax; our evaluations have their own.
-        out: a new directory.
-        command: what makes this run again, for ``config.json``.
-        sinks: further receivers of evaluations.
-        started: when the clock began (`time.perf_counter`); unset, now.
-
-    Raises:
-        ConfigError: for anything that the caller can mend.
-        Diverged: where parameters are not finite.
-    """
-    clock = Clock(time.perf_counter() if started is None else started)
-    config.validate()
-    run_directory.check_free(out)
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"seeds must be between 0 and 2**32 - 1, got {seed}")
+def make(env: envs.AnyEnv, config: BraxConfig, seed: int) -> BraxAgent:
+    """Brax's algorithm on an environment; raises `ConfigError` where it cannot be."""
+    del seed
     if importlib.util.find_spec("brax") is None:
         raise ConfigError(f"{config.name} is Brax's, which is not installed: pip install 'reppo[brax]'")
-    made, spec = usable(envs.make(env), config)
-    agent = AGENTS[type(config)](made, spec, config)
-    check_memory(agent)
-    description = describe(spec, config, seed, command)
-    run_directory.create(out, description)
-    with (
-        run_directory.locked(out),
-        run_directory.dropped_unless_begun(out, "evaluations.csv"),
-        run_directory.explained_disk_errors(out),
-        contextlib.ExitStack() as stack,
-    ):
-        record = Record(made, spec, config, agent, seed, out, [CsvSink(out), *sinks], clock)
-        for sink in record.sinks:
-            stack.callback(sink.close)
-            sink.begin(json.loads(json.dumps(description)))
-            sink.write(Event.status("compiling the simulator"))
-        with jax_of_brax():
-            agent.train(seed, record)
-        plot_run(out)
-        write_json(out / "summary.json", record.summary())
+    made, spec = usable(env, config)
+    return AGENTS[type(config)](made, spec, config)
 
 
 def usable(env: envs.AnyEnv, config: BraxConfig) -> tuple[envs.Env, EnvSpec]:
@@ -128,37 +51,6 @@ def usable(env: envs.AnyEnv, config: BraxConfig) -> tuple[envs.Env, EnvSpec]:
     if config.episode_length is None and spec.episode_length is None:
         raise ConfigError(f"{spec.name} has no time limit: set episode_length")
     return env, dataclasses.replace(spec, episode_length=config.episode_length or spec.episode_length)
-
-
-def check_memory(agent: Agent) -> None:
-    """Refuse a run that cannot fit, see `reppo.loop.Run.check_memory`."""
-    needed, there = sum(agent.memory_parts().values()), memory()
-    if there is not None and needed > there:
-        raise ConfigError(
-            f"this run needs at least {needed / 2**30:,.1f} GiB of memory, and there are {there / 2**30:,.1f}: set fewer "
-            f"num_envs, a smaller batch_size or max_replay_size"
-        )
-
-
-def describe(spec: EnvSpec, config: BraxConfig, seed: int, command: str) -> dict[str, Any]:
-    """The contents of ``config.json``."""
-    return {
-        "algorithm": config.name,
-        "env": spec.name,
-        "seeds": [seed],
-        "config": dataclasses.asdict(config),
-        "command": command,
-        "spec": {
-            "action_size": spec.action_size,
-            "discrete": spec.discrete,
-            "episode_length": spec.episode_length,
-            "value_range": None,
-            "max_return": spec.max_return,
-            "actor_keys": spec.actor_keys,
-            "critic_keys": spec.critic_keys,
-        },
-        **provenance(),
-    }
 
 
 @contextlib.contextmanager
@@ -190,91 +82,7 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
             setattr(module, name, before)
 
 
-# ------------------------------------------------------------------------------------------------ what is recorded
-
-
-class Record:
-    """What is done between two stretches of training: the policy is evaluated where that is due, and saved."""
-
-    def __init__(
-        self,
-        env: envs.Env,
-        spec: EnvSpec,
-        config: BraxConfig,
-        agent: Agent,
-        seed: int,
-        directory: Path,
-        sinks: Sequence[Sink],
-        clock: Clock,
-    ):
-        self.spec, self.config, self.agent, self.seed = spec, config, agent, seed
-        self.directory, self.sinks, self.clock = directory, sinks, clock
-        num_envs = min(config.eval_episodes, MAX_PARALLEL)
-        self.episodes = GreedyEpisodes(env, spec, num_envs, agent.act)
-        self.evaluations: list[dict[str, float]] = []
-        self.returns = np.zeros(0)
-
-    def __call__(self, stretch: int, stretches: int, env_steps: int, params: Params) -> None:
-        if not all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(params))):
-            raise Diverged(f"seed {self.seed} stopped at {env_steps:,} steps: its networks are not finite any more")
-        if due(stretch, stretches, self.config.num_evals):
-            self.evaluate(stretch, env_steps, params)
-
-    def evaluate(self, stretch: int, env_steps: int, params: Params) -> None:
-        """Fresh greedy episodes, the same first states every time; then the policy's file."""
-        wanted = self.config.eval_episodes
-        batches = self.episodes(params, -(-wanted // self.episodes.num_envs), self.seed)
-        result = Evaluation(*(np.concatenate(parts)[:wanted] for parts in zip(*batches, strict=True)))
-        self.returns = result.returns
-        row = {
-            "seed": float(self.seed),
-            "iteration": float(stretch),
-            "env_steps": float(env_steps),
-            "eval/return": float(result.returns.mean()),
-            "eval/return_std": float(result.returns.std()),
-            "eval/return_min": float(result.returns.min()),
-            "eval/return_max": float(result.returns.max()),
-            "eval/length": float(result.lengths.mean()),
-            "eval/episodes": float(wanted),
-            "eval/broken_episodes": float(result.broken.sum()),
-            "time/seconds": self.clock.seconds,
-        }
-        self.evaluations.append(row)
-        for sink in self.sinks:
-            sink.write(Event("evaluations", [row]))
-            if stretch == 0:
-                sink.write(Event.status("compiling, then training"))
-        if stretch > 0:
-            self.save(params, best=best_evaluation(self.evaluations, self.seed)["iteration"] == stretch)
-
-    def save(self, params: Params, best: bool) -> None:
-        keys = self.agent.policy_keys
-        policy = exported(jax.device_get(params), keys, self.config.normalize_observations, self.agent.activation)
-        spec = dataclasses.replace(self.spec, actor_keys=keys)
-        for name in ["policy.npz", *["best.npz"] * best]:
-            export.save_policy(self.directory / name, policy, spec)
-
-    def summary(self) -> dict[str, Any]:
-        """The contents of ``summary.json``."""
-        top = best_evaluation(self.evaluations, self.seed)
-        return {
-            "algorithm": self.config.name,
-            "env": self.spec.name,
-            "env_steps": int(self.evaluations[-1]["env_steps"]),
-            "seconds": round(self.clock.seconds, 2),
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "computed_memory_bytes": self.agent.memory_parts(),
-            "seeds": [
-                {
-                    "seed": self.seed,
-                    "return_mean": float(self.returns.mean()),
-                    "return_std": float(self.returns.std()),
-                    "episodes": len(self.returns),
-                    "best_return_mean": top["eval/return"],
-                    "best_env_steps": int(top["env_steps"]),
-                }
-            ],
-        }
+# ------------------------------------------------------------------------------------------------ the policy
 
 
 def exported(params: Params, keys: tuple[str, ...], normalize: bool, activation: str) -> Any:
@@ -298,7 +106,45 @@ def exported(params: Params, keys: tuple[str, ...], normalize: bool, activation:
 # ------------------------------------------------------------------------------------------------ the algorithms
 
 
-class PPO:
+class BraxAgent:
+    """What both algorithms have: greedy episodes of a policy, and its file."""
+
+    hint = "fewer num_envs, a smaller batch_size or max_replay_size"
+    activation: str  #: of the policy
+    policy_keys: tuple[str, ...]  #: the entry of a dict observation that the policy sees, if it is one
+
+    def __init__(self, env: envs.Env, spec: EnvSpec, config: Any):
+        self.env, self.spec, self.config = env, spec, config
+
+    def act(self, params: Params, obs: PyTree) -> jax.Array:
+        """Greedy actions in [-1, 1]."""
+        raise NotImplementedError
+
+    def memory_parts(self) -> dict[str, int]:
+        raise NotImplementedError
+
+    def train(self, seed: int, evaluate: Evaluate) -> None:
+        raise NotImplementedError
+
+    def sound(self, params: Params) -> bool:
+        return all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(params)))
+
+    @functools.cached_property
+    def _episodes(self) -> GreedyEpisodes:
+        return GreedyEpisodes(self.env, self.spec, num_parallel(self.config), self.act)
+
+    def episodes(self, params: Params, number: int, seed: int) -> list[Evaluation]:
+        return self._episodes(params, number, seed)
+
+    def save(self, params: Params, path: Path) -> None:
+        policy = exported(jax.device_get(params), self.policy_keys, self.config.normalize_observations, self.activation)
+        export.save_policy(path, policy, dataclasses.replace(self.spec, actor_keys=self.policy_keys))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class PPO(BraxAgent):
     """`brax.training.agents.ppo`."""
 
     activation = "silu"
@@ -307,7 +153,7 @@ class PPO:
         from brax.training.acme import running_statistics
         from brax.training.agents.ppo import networks
 
-        self.env, self.spec, self.config = env, spec, config
+        super().__init__(env, spec, config)
         shape = jax.tree.map(lambda x: x.shape, spec.observation)
         self.policy_keys = ()
         if isinstance(spec.observation, dict):
@@ -339,30 +185,31 @@ class PPO:
         parameters = 3 * size_of(networks) + 3 * obs
         return {"parameters": parameters, "batch": step * self.config.iteration_steps, "replay": 0}
 
-    def train(self, seed: int, evaluate: Callable[[int, int, int, Params], None]) -> None:
+    def train(self, seed: int, evaluate: Evaluate) -> None:
         from brax.training.agents.ppo import train as ppo
 
         from reppo.envs.brax_training import prepared
 
         config, calls = self.config, iter(range(self.config.num_epochs + 1))
         environment, wrap_env_fn = prepared(self.env)
-        ppo.train(
-            environment,
-            wrap_env_fn=wrap_env_fn,
-            max_devices_per_host=1,
-            seed=seed,
-            num_timesteps=config.total_steps,
-            num_evals=config.num_epochs + 1,
-            num_resets_per_eval=1 if config.reset_every else 0,
-            episode_length=self.spec.time_limit,
-            run_evals=False,
-            policy_params_fn=lambda steps, _, params: evaluate(next(calls), config.num_epochs, steps, params),
-            network_factory=self.network_factory,
-            **passed_on(config),
-        )
+        with jax_of_brax():
+            ppo.train(
+                environment,
+                wrap_env_fn=wrap_env_fn,
+                max_devices_per_host=1,
+                seed=seed,
+                num_timesteps=config.total_steps,
+                num_evals=config.num_epochs + 1,
+                num_resets_per_eval=1 if config.reset_every else 0,
+                episode_length=self.spec.time_limit,
+                run_evals=False,
+                policy_params_fn=lambda steps, _, params: evaluate(next(calls), config.num_epochs, steps, params),
+                network_factory=self.network_factory,
+                **passed_on(config),
+            )
 
 
-class SAC:
+class SAC(BraxAgent):
     """`brax.training.agents.sac`."""
 
     activation = "relu"
@@ -371,7 +218,7 @@ class SAC:
         from brax.training.acme import running_statistics
         from brax.training.agents.sac import networks
 
-        self.env, self.spec, self.config = env, spec, config
+        super().__init__(env, spec, config)
         self.policy_keys = ()
         if isinstance(spec.observation, dict):
             raise ConfigError(f"{spec.name} has dict observations, which Brax's SAC does not take")
@@ -402,7 +249,7 @@ class SAC:
             "replay": transition * config.max_replay_size,
         }
 
-    def train(self, seed: int, evaluate: Callable[[int, int, int, Params], None]) -> None:
+    def train(self, seed: int, evaluate: Evaluate) -> None:
         from brax.training.agents.sac import train as sac
 
         from reppo.envs.brax_training import prepared
@@ -410,7 +257,7 @@ class SAC:
         config, calls = self.config, iter(range(self.config.num_evals + 1))
         environment, wrap_env_fn = prepared(self.env)
         # Brax's SAC hands its policy to nobody but its own evaluation.
-        with replaced(sac.acting, "Evaluator", PassedThrough):
+        with jax_of_brax(), replaced(sac.acting, "Evaluator", PassedThrough):
             sac.train(
                 environment,
                 wrap_env_fn=wrap_env_fn,
@@ -449,4 +296,4 @@ def passed_on(config: BraxConfig) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in OURS | OF_NETWORKS}
 
 
-AGENTS: dict[type[Any], Callable[[Any, Any, Any], Agent]] = {PPOConfig: PPO, SACConfig: SAC}
+AGENTS: dict[type[Any], Callable[[Any, Any, Any], BraxAgent]] = {PPOConfig: PPO, SACConfig: SAC}

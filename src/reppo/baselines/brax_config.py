@@ -41,6 +41,7 @@ class BraxConfig:
     """Of a minibatch: of PPO segments of unroll_length steps, of SAC transitions."""
 
     name = ""  # of the algorithm
+    library = "Brax"
     positive = "total_steps num_envs episode_length num_evals eval_episodes learning_rate batch_size"
 
     def validate(self) -> None:

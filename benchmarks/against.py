@@ -1,0 +1,141 @@
+"""REPPO beside what a user of Gymnasium would pick instead, in the same time on the same machine.
+
+    python benchmarks/against.py                       # all tasks; results/against.csv
+    python benchmarks/against.py --tasks Pendulum-v1 --cores 0 1
+
+Every run is a command of ``reppo``, with its default settings on a CPU, in a process of its own that is kept to one core
+and stopped when its time is over: seconds count from the start of the process, imports and compilation included, without a
+compilation cache. Each has more steps than its time is enough for, so that none ends early, but for REPPO, whose number of
+steps is a setting: it has what the ``cpu`` preset says. The table holds every evaluation of every seed. Runs that are there
+already are kept, so an interrupted benchmark goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import csv
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reppo import provenance
+
+RESULTS = Path(__file__).parent.parent / "results"
+SEEDS = range(10, 15)  #: never used for tuning
+
+
+class Task(NamedTuple):
+    seconds: float  #: for a run, from the start of its process
+    algorithms: Sequence[str]
+    options: Sequence[str] = ()  #: of REPPO: the value range, where the environment does not say it
+
+
+TASKS = {
+    "Pendulum-v1": Task(60, ("reppo", "sb3-ppo", "sb3-sac")),
+    "CartPole-v1": Task(60, ("reppo", "sb3-ppo")),
+    "HalfCheetah-v5": Task(120, ("reppo", "sb3-ppo", "sb3-sac")),
+}
+COLUMNS = ("task", "algorithm", "seed", "seconds", "env_steps", "return", "return_std", "episodes", "command")
+EPISODES = 16  #: of an evaluation
+EVERY = 10  #: evaluations in a run's time, at the speed that a first look showed
+STEPS_PER_SECOND = {"sb3-ppo": 1000, "sb3-sac": 100}  #: so that evaluations are neither too many nor too few
+
+
+def command(name: str, task: Task, algorithm: str, seed: int) -> list[str]:
+    """The words after ``reppo``, but for ``--out``."""
+    env = f"gymnasium:{name}"
+    if algorithm == "reppo":
+        return ["train", env, "--preset", "cpu", "--seed", str(seed), "--eval-episodes", str(EPISODES), *task.options]
+    steps = round(4 * STEPS_PER_SECOND[algorithm] * task.seconds)
+    return [
+        *("baseline", algorithm, env, "--preset", "cpu", "--seed", str(seed)),
+        *("--eval-episodes", str(EPISODES), "--total-steps", str(steps), "--num-evals", str(4 * EVERY)),
+    ]
+
+
+def measure(name: str, algorithm: str, seed: int, core: int) -> list[dict[str, Any]]:
+    """The evaluations of one run, as far as it came in its time."""
+    task = TASKS[name]
+    words = command(name, task, algorithm, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "reppo", *words, "--out", str(out)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "XDG_CACHE_HOME": folder, "JAX_PLATFORMS": "cpu"},
+            preexec_fn=lambda: os.sched_setaffinity(0, [core]),
+        )
+        began = time.perf_counter()
+        try:
+            _, said = process.communicate(timeout=task.seconds)
+            if process.returncode:
+                raise SystemExit(f"{' '.join(words)}: {said.decode().strip()}")
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()
+        seconds = time.perf_counter() - began
+        with (out / "evaluations.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    found = [
+        {
+            "task": name,
+            "algorithm": algorithm,
+            "seed": seed,
+            "seconds": round(float(row["time/seconds"]), 1),
+            "env_steps": int(float(row["env_steps"])),
+            "return": round(float(row["eval/return"]), 1),
+            "return_std": round(float(row["eval/return_std"]), 1),
+            "episodes": EPISODES,
+            "command": " ".join(["reppo", *words]),
+        }
+        for row in rows
+        if float(row["time/seconds"]) <= task.seconds
+    ]
+    print(f"{name} {algorithm} seed {seed}: {found[-1]['return']} at {found[-1]['seconds']} s ({seconds:.0f} s)", flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="*", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--cores", nargs="*", type=int, default=[0], help="a run at a time on each; unset, on the first")
+    parser.add_argument("--out", type=Path, default=RESULTS / "against.csv")
+    args = parser.parse_args()
+    done = set()
+    if args.out.exists():
+        with args.out.open(newline="") as file:
+            done = {(row["task"], row["algorithm"], int(row["seed"])) for row in csv.DictReader(file)}
+    else:
+        with args.out.open("w", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writeheader()
+    args.out.with_suffix(".json").write_text(json.dumps(provenance.provenance(), indent=2) + "\n")
+    cores: queue.Queue[int] = queue.Queue()
+    for core in args.cores:
+        cores.put(core)
+
+    def job(run: tuple[str, str, int]) -> list[dict[str, Any]]:
+        core = cores.get()
+        try:
+            return measure(*run, core)
+        finally:
+            cores.put(core)
+
+    # Seed by seed, so that what there is of an interrupted benchmark compares like with like.
+    runs = [(name, algorithm, seed) for seed in SEEDS for name in args.tasks for algorithm in TASKS[name].algorithms]
+    with concurrent.futures.ThreadPoolExecutor(len(args.cores)) as pool:
+        for rows in pool.map(job, [run for run in runs if run not in done]):
+            with args.out.open("a", newline="") as file:
+                csv.DictWriter(file, COLUMNS).writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

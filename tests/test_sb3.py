@@ -1,0 +1,133 @@
+"""Stable-Baselines3's PPO and SAC as baselines: its settings, its greedy actions in our episodes, the files of a run."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reppo import baselines, cli, envs
+from reppo.baselines import sb3
+from reppo.baselines.foreign import FLOAT
+from reppo.baselines.sb3 import PPOConfig, SACConfig
+from reppo.config import ConfigError
+
+needs_sb3 = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("torch", "stable_baselines3")), reason="needs reppo[sb3]"
+)
+SHORT: dict[str, Any] = {"total_steps": 128, "num_evals": 2, "eval_episodes": 2}
+PPO = PPOConfig(num_envs=2, n_steps=16, batch_size=16, n_epochs=1, net_arch=(8,), **SHORT)
+SAC = SACConfig(learning_starts=8, buffer_size=100, batch_size=8, net_arch=(8,), **SHORT)
+
+
+def test_settings_are_the_zoos_for_the_task_and_the_librarys_elsewhere() -> None:
+    found = sb3.presets("gymnasium:CartPole-v1", "sb3-ppo")["published"]
+    assert (found.num_envs, found.n_steps, found.gae_lambda, found.anneal_clip_range) == (8, 32, 0.8, True)
+    assert sb3.presets("gymnasium:Acrobot-v1", "sb3-ppo")["cpu"] == PPOConfig()
+    assert sb3.presets("gymnasium:Ant-v5", "sb3-sac")["published"].learning_starts == 10_000
+    for (task, algorithm), changes in sb3.ZOO.items():
+        config = sb3.presets(f"gymnasium:{task}", algorithm)["published"]
+        config.validate()
+        assert {name: getattr(config, name) for name in changes} == changes
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (dataclasses.replace(PPO, n_steps=0), "n_steps must be positive, got 0"),
+        (dataclasses.replace(SAC, activation="gelu"), "activation must be tanh or relu, got 'gelu'"),
+        (dataclasses.replace(SAC, net_arch=()), "net_arch must be positive widths, got none"),
+        (dataclasses.replace(SAC, gamma=1.5), "gamma must be between 0 and 1, got 1.5"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_line(config: Any, line: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{line}$"):
+        config.validate()
+
+
+def test_a_package_that_is_missing_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = envs.make("gymnasium:Pendulum-v1")
+    monkeypatch.setattr(sb3.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"^sb3-ppo needs torch: pip install 'reppo\[sb3\]'$"):
+        sb3.suited(env, PPO)
+
+
+@needs_sb3
+@pytest.mark.parametrize(
+    ("env", "config", "line"),
+    [
+        ("probe:TargetReach", PPO, "sb3-ppo takes Gymnasium's environments, such as"),
+        ("gymnasium:CartPole-v1", SAC, "has discrete actions; sb3-sac is for continuous ones"),
+    ],
+)
+def test_environments_that_it_cannot_take(env: str, config: Any, line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        sb3.suited(envs.make(env), config)
+
+
+@needs_sb3
+@pytest.mark.parametrize(("env", "config"), [("Pendulum-v1", PPO), ("Pendulum-v1", SAC), ("CartPole-v1", PPO)])
+def test_the_greedy_action_is_the_models(env: str, config: Any) -> None:
+    agent = sb3.Agent(envs.make(f"gymnasium:{env}"), dataclasses.replace(config, normalize=True), seed=0)
+    size = agent.spec.obs_size(())
+    obs = np.random.default_rng(0).normal(size=(5, size)).astype(np.float32)
+    agent.vector.obs_rms.mean, agent.vector.obs_rms.var = np.full(size, 0.5), np.full(size, 4.0)
+    model_action, _ = agent.model.predict(np.clip((obs - 0.5) / np.sqrt(4 + 1e-8), -10, 10), deterministic=True)
+    action = agent.act(obs)
+    if agent.spec.discrete:
+        np.testing.assert_array_equal(action, model_action)
+    else:
+        np.testing.assert_allclose(2.0 * action, model_action, atol=1e-6)  # the bounds of Pendulum are 2
+    agent.close()
+
+
+@needs_sb3
+def test_memory_is_counted() -> None:
+    ppo, sac = (sb3.Agent(envs.make("gymnasium:Pendulum-v1"), config, seed=0) for config in (PPO, SAC))
+    # Three observations, one action. PPO: two networks 3-8-1, one log standard deviation; six numbers a step.
+    assert ppo.memory_parts() == {
+        "parameters": 3 * FLOAT * (2 * (4 * 8 + 9) + 1),
+        "batch": FLOAT * (3 + 1 + 6) * 16 * 2,
+        "replay": 0,
+    }
+    # SAC: an actor 3-8-2, two critics 4-8-1 and their targets.
+    assert sac.memory_parts() == {
+        "parameters": FLOAT * (3 * (4 * 8 + 18) + 4 * 2 * (5 * 8 + 9)),
+        "batch": FLOAT * (2 * 3 + 1 + 3) * 8,
+        "replay": FLOAT * (2 * 3 + 1 + 3) * 100,
+    }
+    ppo.close()
+    sac.close()
+
+
+@needs_sb3
+@pytest.mark.parametrize("algorithm", ["sb3-ppo", "sb3-sac"])
+def test_a_run_leaves_its_files_and_the_same_seed_the_same_numbers(
+    algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"sb3-ppo": "num_envs=2 n_steps=16 batch_size=16", "sb3-sac": "learning_starts=8 batch_size=8"}[algorithm]
+    words = ["baseline", algorithm, "gymnasium:Pendulum-v1", "--seed", "3", "--set", *settings.split()]
+    words += [word for name, value in SHORT.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    tables = []
+    for name in "ab":
+        assert cli.main([*words, "--out", str(tmp_path / name)]) == 0
+        with (tmp_path / name / "evaluations.csv").open(newline="") as file:
+            tables.append([(row["env_steps"], row["eval/return"]) for row in csv.DictReader(file)])
+    assert tables[0] == tables[1]
+    assert [steps for steps, _ in tables[0]] == ["0", "64", "128"]
+    assert "Next:" not in capsys.readouterr().out  # there is no policy that `reppo eval` could read
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert (summary["algorithm"], summary["env_steps"]) == (algorithm, 128)
+    assert cli.main(["resume", str(tmp_path / "a")]) == 2
+    assert f"a run of Stable-Baselines3's {algorithm} cannot be continued; `reppo baseline" in capsys.readouterr().err
+
+
+def test_presets_are_found_by_name() -> None:
+    assert set(baselines.PRESETS) == {"fasttd3", "ppo", "sac", "sb3-ppo", "sb3-sac"}
+    assert baselines.configured("sb3-sac", "gymnasium:Pendulum-v1", "cpu", ["tau=0.01"], {}).tau == 0.01
