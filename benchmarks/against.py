@@ -43,7 +43,7 @@ TASKS = {
     "CartPole-v1": Task(60, ("reppo", "sb3-ppo")),
     "HalfCheetah-v5": Task(120, ("reppo", "sb3-ppo", "sb3-sac")),
 }
-COLUMNS = ("task", "algorithm", "seed", "seconds", "env_steps", "return", "return_std", "episodes", "command")
+COLUMNS: Sequence[str] = ("task", "algorithm", "seed", "seconds", "env_steps", "return", "return_std", "episodes", "command")
 EPISODES = 16  #: of an evaluation
 EVERY = 10  #: evaluations in a run's time, at the speed that a first look showed
 STEPS_PER_SECOND = {"sb3-ppo": 1000, "sb3-sac": 100}  #: so that evaluations are neither too many nor too few
