@@ -21,8 +21,11 @@ MATHS_LIBRARIES = {"jax", "equinox", "optax", "numpy"}
 
 SIMULATORS = {"mujoco_playground", "mujoco", "brax", "gymnax", "gymnasium", "envpool", "mani_skill", "mjlab", "torch"}
 
-#: The baselines that Brax trains are its own training, not a simulator.
-BRAX_TRAINING = "baselines/brax_agents"
+#: Baselines that a library trains are its own training, not a simulator.
+TRAINING = {
+    "baselines/brax_agents": ("brax.training",),
+    "baselines/sb3": ("torch", "stable_baselines3"),
+}
 
 #: Modules that may open files. What they write is a run's, or the user asked for it.
 DISK = {"checkpoint", "sinks", "export", "files", "run_directory", "plot", "faults", "provenance", "bench", "toy"}
@@ -114,7 +117,7 @@ def test_simulators_are_imported_in_envs_alone(name: str) -> None:
     if name.startswith("envs/"):
         return
     for module, line in imports(MODULES[name]):
-        own_training = name == BRAX_TRAINING and module.startswith("brax.training.")
+        own_training = module.startswith(TRAINING.get(name, "-"))
         assert own_training or root(module) not in SIMULATORS, f"{name}.py:{line} imports {module}"
 
 
@@ -127,7 +130,7 @@ def test_every_library_is_asked_for_when_the_package_is_installed(name: str) -> 
     for module, line in imports(MODULES[name]):
         # The first two are optional: --wandb asks for one, and JAX compresses with the other if it is there.
         known = root(module) in {"wandb", "zstandard", "reppo", *asked, *sys.stdlib_module_names}
-        known |= name == BRAX_TRAINING and root(module) == "brax"
+        known |= module.startswith(TRAINING.get(name, "-"))
         assert known, f"{name}.py:{line} imports {module}, which is no dependency"
 
 

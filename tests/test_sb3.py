@@ -17,6 +17,7 @@ from reppo.baselines import sb3
 from reppo.baselines.foreign import FLOAT
 from reppo.baselines.sb3 import PPOConfig, SACConfig
 from reppo.config import ConfigError
+from reppo.options import options_of
 
 needs_sb3 = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("torch", "stable_baselines3")), reason="needs reppo[sb3]"
@@ -35,6 +36,22 @@ def test_settings_are_the_zoos_for_the_task_and_the_librarys_elsewhere() -> None
         config = sb3.presets(f"gymnasium:{task}", algorithm)["published"]
         config.validate()
         assert {name: getattr(config, name) for name in changes} == changes
+
+
+def test_every_setting_is_documented(root: Path) -> None:
+    page = (root / "docs" / "baselines.md").read_text()
+    ppo, sac = PPOConfig(), SACConfig()
+    for name, cls, configs in (
+        ("SB3Config,", sb3.SB3Config, (ppo, sac)),
+        ("PPOConfig of", PPOConfig, (ppo,)),
+        ("SACConfig of", SACConfig, (sac,)),
+    ):
+        section = page.partition(f"<!-- settings: the rows of {name}")[2].partition("\n\n|")[2].partition("\n\n")[0]
+        rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+        assert [(row[0].strip("`"), row[-1]) for row in rows] == [(o.name, o.meaning) for o in options_of(cls)]
+        for option, *cells, _ in rows:
+            values = [getattr(config, option.strip("`")) for config in configs]
+            assert cells == [str(v).strip("()").lower() if v is not None else "unset" for v in values], option
 
 
 @pytest.mark.parametrize(

@@ -266,6 +266,8 @@ def suited(env: envs.AnyEnv, config: SB3Config) -> EnvSpec:
     if not (isinstance(env, envs.HostEnv) and env.name.startswith(SUITE)):
         raise ConfigError(f"{config.name} takes Gymnasium's environments, such as gymnasium:HalfCheetah-v5, not {spec.name}")
     check_observation(spec.name, spec.observation)
+    if spec.image:
+        raise ConfigError(f"{spec.name} has images as observations; this baseline reads vectors")
     if isinstance(spec.observation, dict):
         raise ConfigError(f"{spec.name} has dict observations, which {config.name} does not take here")
     if spec.discrete and config.name == SACConfig.name:
