@@ -189,6 +189,14 @@ def test_figures_take_the_ink_of_the_page() -> None:
     )
 
 
+@pytest.mark.parametrize(("score_q", "verdict"), [(0.5, "It holds here"), (0.2, "It does not hold here")])
+def test_the_papers_order_is_told_of_either_way(score_q: float, verdict: str) -> None:
+    scores = {"reppo": [np.full(4, 0.9)], "reppo-score_q": [np.full(4, score_q)], "reppo-score_gae": [np.full(4, 0.3)]}
+    text = report.ordering(scores).text
+    assert f"{verdict}: IQM reppo 0.900, reppo-score_" in text
+    assert text.index("reppo-score_q 0") < text.index("reppo-score_gae 0") or score_q < 0.3
+
+
 def test_memory_is_what_runs_say_of_themselves(sections: list[Section]) -> None:
     assert table(sections, "laptop-memory").rows == [[env, "reppo", "1", "3.0", "0.5", "0.0", "1,024"] for env in TASKS]
     missing = next(entry for entry in blocks(sections, Missing) if entry.what.startswith("memory"))

@@ -11,6 +11,7 @@ What is missing is listed with the command that would make it.
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,8 @@ TAU = 0.9
 GRID = 41  #: points of a curve
 PUBLISHED_STEPS = 50_000_000
 COMPARABLE = 0.1  #: share of the published steps from which on our curve is drawn beside the published one
+
+PAPERS_ORDER = (suites.REPPO, "reppo-score_q", "reppo-score_gae")  #: of the gradient estimators, best first
 
 MEMORY_PARTS = ("parameters", "batch", "replay")  #: of ``computed_memory_bytes``
 
@@ -207,6 +210,8 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
             rows.append([algorithm, normaliser, *values, shown])
     header = ["algorithm", "normaliser", *statistics.AGGREGATES, "seeds a task"]
     yield Table("Final returns", header, rows, f"Over {over}.", id=f"{name}-aggregates")
+    if set(PAPERS_ORDER) <= of.keys():
+        yield ordering({a: [normalised(g.env, REF_BEST, g.finals) for g in of[a]] for a in PAPERS_ORDER})
 
     curves = {
         algorithm: [normalised(group.env, REF_BEST, group.on(grid)) for group in groups] for algorithm, groups in of.items()
@@ -266,6 +271,17 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
         yield Figure(
             f"{name}-improvement", title, image, "Chance that a run of the first beats one of the other; ties half."
         )
+
+
+def ordering(scores: dict[str, list[Array]]) -> Note:
+    """Whether the estimators come out as in the paper, by their interquartile means."""
+    found = {a: float(statistics.AGGREGATES["IQM"](s)) for a, s in scores.items()}
+    holds = all(found[a] > found[b] for a, b in itertools.pairwise(PAPERS_ORDER))
+    here = ", ".join(f"{a} {found[a]:.3f}" for a in sorted(found, key=lambda a: -found[a]))
+    verdict = "It holds here" if holds else "It does not hold here"
+    return Note(
+        f"The paper's order of gradient estimators is {', '.join(PAPERS_ORDER)}. {verdict}: IQM {here} ({REF_BEST})."
+    )
 
 
 def interval(found: Interval, digits: int = 3) -> str:
