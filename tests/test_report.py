@@ -192,8 +192,9 @@ def test_figures_take_the_ink_of_the_page() -> None:
 @pytest.mark.parametrize(("score_q", "verdict"), [(0.5, "It holds here"), (0.2, "It does not hold here")])
 def test_the_papers_order_is_told_of_either_way(score_q: float, verdict: str) -> None:
     scores = {"reppo": [np.full(4, 0.9)], "reppo-score_q": [np.full(4, score_q)], "reppo-score_gae": [np.full(4, 0.3)]}
-    text = report.ordering(scores).text
+    text = report.ordering(scores, TASKS[:1]).text
     assert f"{verdict}: IQM reppo 0.900, reppo-score_" in text
+    assert text.endswith("(ref_best; CartpoleBalance).")
     assert text.index("reppo-score_q 0") < text.index("reppo-score_gae 0") or score_q < 0.3
 
 

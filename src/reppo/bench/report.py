@@ -164,6 +164,10 @@ def suite_section(name: str, found: Sequence[Record], published: Published) -> S
             blocks.append(Note(f"Not in the aggregates, for want of runs of every algorithm: {', '.join(left)}."))
     elif groups:
         blocks.append(Note("No task that a normaliser is defined for has runs of every algorithm: no aggregates."))
+    compared = [task for task in tasks if all((algorithm, task) in there for algorithm in PAPERS_ORDER)]
+    if compared:
+        scores = {a: [normalised(task, REF_BEST, there[a, task].finals) for task in compared] for a in PAPERS_ORDER}
+        blocks.append(ordering(scores, compared))
     blocks += task_curves(name, groups, published)
     blocks += memory(name, groups)
     blocks.append(every_run(name, found))
@@ -210,8 +214,6 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
             rows.append([algorithm, normaliser, *values, shown])
     header = ["algorithm", "normaliser", *statistics.AGGREGATES, "seeds a task"]
     yield Table("Final returns", header, rows, f"Over {over}.", id=f"{name}-aggregates")
-    if set(PAPERS_ORDER) <= of.keys():
-        yield ordering({a: [normalised(g.env, REF_BEST, g.finals) for g in of[a]] for a in PAPERS_ORDER})
 
     curves = {
         algorithm: [normalised(group.env, REF_BEST, group.on(grid)) for group in groups] for algorithm, groups in of.items()
@@ -273,8 +275,8 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
         )
 
 
-def ordering(scores: dict[str, list[Array]]) -> Note:
-    """Whether the estimators come out as in the paper, by their interquartile means."""
+def ordering(scores: dict[str, list[Array]], tasks: Sequence[str]) -> Note:
+    """Whether the estimators come out as in the paper, by their interquartile means over tasks that all of them have."""
     found = {a: float(statistics.AGGREGATES["IQM"](s)) for a, s in scores.items()}
     holds = all(found[a] > found[b] for a, b in itertools.pairwise(PAPERS_ORDER))
     here = ", ".join(f"{a} {found[a]:.3f}" for a in sorted(found, key=lambda a: -found[a]))
