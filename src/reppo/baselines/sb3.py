@@ -209,7 +209,7 @@ class Agent:
         return {**parts, "batch": transition * self.config.batch_size, "replay": transition * self.config.buffer_size}
 
     def train(self, seed: int, evaluate: Evaluate) -> None:
-        from stable_baselines3.common.callbacks import BaseCallback
+        from stable_baselines3.common.callbacks import BaseCallback  # pyright: ignore[reportMissingImports]
 
         del seed  # the model has it
         config = self.config
@@ -282,8 +282,8 @@ def suited(env: envs.AnyEnv, config: SB3Config) -> EnvSpec:
 
 def vector_env(name: str, config: SB3Config, spec: EnvSpec, seed: int) -> Any:
     """The training environments, as Stable-Baselines3 makes them."""
-    from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.vec_env import VecNormalize
+    from stable_baselines3.common.env_util import make_vec_env  # pyright: ignore[reportMissingImports]
+    from stable_baselines3.common.vec_env import VecNormalize  # pyright: ignore[reportMissingImports]
 
     limit = {"max_episode_steps": spec.time_limit}
     vector = make_vec_env(name, n_envs=config.num_envs, seed=seed, env_kwargs=limit)
@@ -292,8 +292,8 @@ def vector_env(name: str, config: SB3Config, spec: EnvSpec, seed: int) -> Any:
 
 def model(vector: Any, config: SB3Config, seed: int) -> Any:
     """A model with these settings."""
-    import stable_baselines3
-    import torch
+    import stable_baselines3  # pyright: ignore[reportMissingImports]
+    import torch  # pyright: ignore[reportMissingImports]
 
     def schedule(value: float, anneal: bool) -> Any:
         return (lambda left: left * value) if anneal else value
