@@ -181,9 +181,7 @@ class Config:
             "initial_alpha initial_beta actor_width critic_width actor_layers learning_rate dual_learning_rate "
             "max_grad_norm episode_length eval_episodes num_evals checkpoint_minutes keep_checkpoints"
         )
-        for name in positive.split():
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        check_positive(self, positive)
         for name in ("aux_weight", "min_std", "min_beta", "actor_output_scale"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -284,6 +282,13 @@ def check_types(config: Any) -> None:
         if not _is_a(getattr(config, name), hint):
             choices = f"; it is one of {', '.join(get_args(hint))}" if get_origin(hint) is Literal else ""
             raise ConfigError(f"{name} cannot be {getattr(config, name)!r}{choices}")
+
+
+def check_positive(config: Any, names: str) -> None:
+    """Raise `ConfigError` at the first of these options, words of a text, that is set and not positive."""
+    for name in names.split():
+        if getattr(config, name) is not None and not getattr(config, name) > 0:
+            raise ConfigError(f"{name} must be positive, got {getattr(config, name)}")
 
 
 def check_ranges(config: RunConfig) -> None:

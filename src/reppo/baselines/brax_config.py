@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from reppo import envs
-from reppo.config import ConfigError, check_counts, check_types
+from reppo.config import ConfigError, check_counts, check_positive, check_types
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,16 +41,13 @@ class BraxConfig:
     """Of a minibatch: of PPO segments of unroll_length steps, of SAC transitions."""
 
     name = ""  # of the algorithm
-    library = "Brax"
     positive = "total_steps num_envs episode_length num_evals eval_episodes learning_rate batch_size"
 
     def validate(self) -> None:
         """Raise `ConfigError` at the first value that cannot be trained with."""
         check_types(self)
         check_counts(self)
-        for name in self.positive.split():
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        check_positive(self, self.positive)
         if not 0 <= self.discounting <= 1:
             raise ConfigError(f"discounting must be between 0 and 1, got {self.discounting}")
 

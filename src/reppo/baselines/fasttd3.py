@@ -18,7 +18,7 @@ import optax
 from reppo import hl_gauss, normalizer
 from reppo.baselines import replay as memory
 from reppo.baselines.replay import Replay, Transitions
-from reppo.config import ConfigError, Precision, check_limits, check_ranges, check_types, config_from_json
+from reppo.config import ConfigError, Precision, check_limits, check_positive, check_ranges, check_types, config_from_json
 from reppo.envs.spec import EnvSpec
 from reppo.nets import Linear, select
 from reppo.normalizer import Normalizer
@@ -158,9 +158,7 @@ class FastTD3Config:
             "target_noise_clip actor_learning_rate critic_learning_rate episode_length num_evals eval_episodes "
             "checkpoint_minutes keep_checkpoints"
         )
-        for name in positive.split():
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        check_positive(self, positive)
         for name in ["learning_starts", "min_noise", "target_noise", "actor_output_scale", "weight_decay"]:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")

@@ -38,7 +38,6 @@ class ForeignConfig(Protocol):
     """What we read of any such algorithm's configuration, a frozen dataclass."""
 
     name: str  #: of the algorithm
-    library: str  #: whose it is
 
     @property
     def num_evals(self) -> int: ...

@@ -14,7 +14,7 @@ import numpy as np
 
 from reppo import envs
 from reppo.baselines.foreign import FLOAT, Evaluate, Params, num_parallel
-from reppo.config import ConfigError, check_counts, check_types
+from reppo.config import ConfigError, check_counts, check_positive, check_types
 from reppo.envs.spec import EnvSpec, check_observation
 from reppo.evaluate import Evaluation, first_episodes
 from reppo.types import PyTree
@@ -65,16 +65,13 @@ class SB3Config:
     """Log of the policy's standard deviation at the start."""
 
     name = ""  # of the algorithm
-    library = "Stable-Baselines3"
     positive = "total_steps num_envs episode_length num_evals eval_episodes learning_rate batch_size"
 
     def validate(self) -> None:
         """Raise `ConfigError` at the first value that cannot be trained with."""
         check_types(self)
         check_counts(self)
-        for name in self.positive.split():
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        check_positive(self, self.positive)
         if not 0 <= self.gamma <= 1:
             raise ConfigError(f"gamma must be between 0 and 1, got {self.gamma}")
         if self.activation not in ("tanh", "relu"):
