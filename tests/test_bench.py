@@ -17,7 +17,7 @@ from reppo import cli
 from reppo.bench import launchers, records, runner, suites
 from reppo.bench.records import Key, Record
 from reppo.bench.runner import Bench, Job, in_threads, make_plan
-from reppo.bench.suites import ABLATIONS, ALGORITHMS, BASELINES, DMC23, SUITES, Suite
+from reppo.bench.suites import ABLATIONS, ALGORITHMS, BASELINES, DMC23, ESTIMATORS, SUITES, Suite
 from reppo.config import PRESETS, ConfigError, preset
 
 CHANGES = {
@@ -85,22 +85,22 @@ def test_the_command_of_a_run_has_its_configuration(name: str, preset_name: str)
 def test_a_plan_of_nothing_done(tmp_path: Path) -> None:
     plan = make_plan("laptop", SUITES["laptop"], tmp_path)
     assert not plan.done
-    assert {job.algorithm for job in plan.jobs} == {"reppo", "reppo-score_q", "reppo-score_gae", *BASELINES}
-    for name in {job.algorithm for job in plan.jobs}:
-        groups = [list(job.seeds) for job in plan.jobs if (job.algorithm, job.env) == (name, SUITES["laptop"].tasks[0])]
-        together = ALGORITHMS[name].several_seeds
-        assert groups == ([list(range(10))] if together else [[seed] for seed in range(10)])
-    few = make_plan(
-        "laptop", SUITES["laptop"], tmp_path, tasks=["CartpoleSwingup"], algorithms=["reppo"], seeds=3, together=2
-    )
-    assert [(job.env, job.seeds) for job in few.jobs] == [
-        ("playground:CartpoleSwingup", (0, 1)),
-        ("playground:CartpoleSwingup", (2,)),
+    assert {job.algorithm for job in plan.jobs} == {*ESTIMATORS, *BASELINES}
+    assert [job.seeds for job in plan.jobs if job.algorithm == "sac"] == [(seed,) for seed in range(10)]
+    suite = SUITES["estimators"]
+    plan = make_plan("estimators", suite, tmp_path)
+    assert [(job.algorithm, job.env, job.seeds) for job in plan.jobs] == [
+        (name, env, tuple(range(10))) for env in suite.tasks for name in ESTIMATORS
     ]
+    few = make_plan("estimators", suite, tmp_path, tasks=["CartpoleSwingup"], algorithms=["reppo"], seeds=3, together=2)
     assert [job.name for job in few.jobs] == [
-        "laptop/reppo/playground-CartpoleSwingup-seeds0-1",
-        "laptop/reppo/playground-CartpoleSwingup-seed2",
+        "estimators/reppo/playground-CartpoleSwingup-seeds0-1",
+        "estimators/reppo/playground-CartpoleSwingup-seed2",
     ]
+    both = make_plan(
+        "dmc23", SUITES["dmc23"], tmp_path, tasks=["CheetahRun"], algorithms=["reppo", "ppo"], seeds=2, together=2
+    )
+    assert [(job.algorithm, job.seeds) for job in both.jobs] == [("reppo", (0, 1)), ("ppo", (0,)), ("ppo", (1,))]
 
 
 def test_what_cannot_run_here_is_named(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def add(results: Path, algorithm: str, env: str, seed: int, finals: float, statu
     """A run that rises linearly to a return."""
     steps = np.linspace(0, 400_000, 5)
     curve = np.stack([steps, steps / 1000, finals * steps / steps[-1], 0 * steps, 64 + 0 * steps], axis=1)
-    key = Key("laptop", algorithm, env, seed)
+    key = Key("estimators", algorithm, env, seed)
     parts = {"parameters": 3 * 2**20, "batch": 2**19, "replay": 0} if algorithm == "reppo" else None
     run = Record(key, status, "reppo train", DESCRIPTION, 400.0, 1, 2**30, curve, computed_memory_bytes=parts)
     return records.write(run, results)
@@ -48,7 +48,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
             add(results, "reppo", env, seed, 900 + 10 * seed)
         for seed in range(2):
             add(results, "reppo-score_gae", env, seed, 300 + seed)
-    key = Key("laptop", "reppo-score_gae", TASKS[0], 2)
+    key = Key("estimators", "reppo-score_gae", TASKS[0], 2)
     empty = np.zeros((0, len(records.COLUMNS)))
     records.write(Record(key, "failed", "reppo train", {}, 1.0, 1, None, empty, "out of <memory>"), results)
     damaged = add(results, "reppo", TASKS[0], 9, 777777.0)
@@ -73,8 +73,8 @@ def test_every_figure_and_table_is_in_both_pages(sections: list[Section]) -> Non
     page, text = html(sections), markdown(sections)
     found = blocks(sections, Figure)
     assert {figure.id for figure in found} == {
-        *(f"laptop-{n}" for n in ("sample-efficiency", "wall-clock", "profile", "reliability", "improvement")),
-        *(f"laptop-{env.replace(':', '-')}" for env in TASKS),
+        *(f"estimators-{n}" for n in ("sample-efficiency", "wall-clock", "profile", "reliability", "improvement")),
+        *(f"estimators-{env.replace(':', '-')}" for env in TASKS),
     }
     for figure in found:
         assert page.count(f'<figure id="{figure.id}">\n<svg ') == 1
@@ -91,23 +91,23 @@ def test_every_figure_and_table_is_in_both_pages(sections: list[Section]) -> Non
 
 
 def test_the_numbers_are_those_of_the_runs(sections: list[Section]) -> None:
-    rows = {(row[0], row[1]): row for row in table(sections, "laptop-aggregates").rows}
+    rows = {(row[0], row[1]): row for row in table(sections, "estimators-aggregates").rows}
     # Finals 900, 910, 920, 930 on both tasks; and 300, 301.
     assert all(cell.startswith("0.915 [0.9") for cell in rows["reppo", "/1000"][2:4])
     assert rows["reppo", "/1000"][4].startswith("0.915 [0.9")
     assert rows["reppo-score_gae", "/1000"][4].startswith(("0.300 ", "0.301 "))
     assert rows["reppo", "ref_best"][4].startswith(f"{(915 / 999.8 + 915 / 875.4) / 2:.3f} ")
     assert [rows[a, "/1000"][5] for a in ("reppo", "reppo-score_gae")] == ["4", "2"]
-    reliability = {row[0]: row[1:] for row in table(sections, "laptop-reliability-table").rows}
+    reliability = {row[0]: row[1:] for row in table(sections, "estimators-reliability-table").rows}
     assert reliability["reppo"] == ["1.000 [1.000, 1.000]", "1.00", "1.00"]
     assert reliability["reppo-score_gae"] == ["0.000 [0.000, 0.000]", "0.00", "0.00"]
 
 
 def test_unequal_seeds_and_failures_are_shown(sections: list[Section]) -> None:
-    seeds = table(sections, "laptop-seeds")
+    seeds = table(sections, "estimators-seeds")
     assert seeds.rows == [[TASKS[0], "4", "2 (+1 failed)"], [TASKS[1], "4", "2"]]
     assert "unequal" in seeds.caption
-    runs = table(sections, "laptop-runs").rows
+    runs = table(sections, "estimators-runs").rows
     assert len(runs) == 13
     assert [row[-1] for row in runs].count("failed") == 1
     text = markdown(sections)
@@ -119,8 +119,8 @@ def test_unequal_seeds_and_failures_are_shown(sections: list[Section]) -> None:
 
 def test_what_is_missing_has_a_command(sections: list[Section]) -> None:
     missing = {entry.what: entry for entry in blocks(sections, Missing)}
-    assert missing["laptop: reppo"].why == "12 of 20 runs"
-    assert missing["laptop: reppo"].command == "reppo bench laptop --algorithms reppo"
+    assert missing["estimators: reppo"].why == "12 of 20 runs"
+    assert missing["estimators: reppo"].command == "reppo bench estimators --algorithms reppo"
     assert {f"{name}: {algorithm}" for name, suite in SUITES.items() for algorithm in suite.algorithms} <= missing.keys()
     for entry in missing.values():
         command, *rest = entry.command.split()[1:]
@@ -203,7 +203,7 @@ def test_the_papers_order_is_told_of_either_way() -> None:
 
 
 def test_memory_is_what_runs_say_of_themselves(sections: list[Section]) -> None:
-    assert table(sections, "laptop-memory").rows == [[env, "reppo", "1", "3.0", "0.5", "0.0", "1,024"] for env in TASKS]
+    assert table(sections, "estimators-memory").rows == [[env, "reppo", "1", "3.0", "0.5", "0.0", "1,024"] for env in TASKS]
     missing = next(entry for entry in blocks(sections, Missing) if entry.what.startswith("memory"))
     assert missing.command == "reppo bench laptop"
 

@@ -24,7 +24,7 @@ from reppo.bench.figures import Bar, Line
 from reppo.bench.page import Block, Figure, Missing, Note, Section, Table, html, markdown
 from reppo.bench.records import Record
 from reppo.bench.statistics import PER_1000, REF_BEST, Interval
-from reppo.bench.suites import DMC23, SUITES, dmc_task
+from reppo.bench.suites import DMC23, ESTIMATORS, SUITES, dmc_task
 from reppo.config import ConfigError
 from reppo.files import replacing
 
@@ -35,8 +35,6 @@ TAU = 0.9
 GRID = 41  #: points of a curve
 PUBLISHED_STEPS = 50_000_000
 COMPARABLE = 0.1  #: share of the published steps from which on our curve is drawn beside the published one
-
-PAPERS_ORDER = (suites.REPPO, "reppo-score_q", "reppo-score_gae")  #: of the gradient estimators, best first
 
 MEMORY_PARTS = ("parameters", "batch", "replay")  #: of ``computed_memory_bytes``
 
@@ -164,9 +162,9 @@ def suite_section(name: str, found: Sequence[Record], published: Published) -> S
             blocks.append(Note(f"Not in the aggregates, for want of runs of every algorithm: {', '.join(left)}."))
     elif groups:
         blocks.append(Note("No task that a normaliser is defined for has runs of every algorithm: no aggregates."))
-    compared = [task for task in tasks if all((algorithm, task) in there for algorithm in PAPERS_ORDER)]
+    compared = [task for task in tasks if all((algorithm, task) in there for algorithm in ESTIMATORS)]
     if compared:
-        scores = {a: [normalised(task, REF_BEST, there[a, task].finals) for task in compared] for a in PAPERS_ORDER}
+        scores = {a: [normalised(task, REF_BEST, there[a, task].finals) for task in compared] for a in ESTIMATORS}
         blocks.append(ordering(scores, compared))
     blocks += task_curves(name, groups, published)
     blocks += memory(name, groups)
@@ -280,14 +278,14 @@ def ordering(scores: dict[str, list[Array]], tasks: Sequence[str]) -> Note:
 
     def verdict(where: str, chosen: slice) -> str:
         found = {a: float(statistics.AGGREGATES["IQM"](s[chosen])) for a, s in scores.items()}
-        holds = all(found[a] > found[b] for a, b in itertools.pairwise(PAPERS_ORDER))
+        holds = all(found[a] > found[b] for a, b in itertools.pairwise(ESTIMATORS))
         here = ", ".join(f"{a} {found[a]:.3f}" for a in sorted(found, key=lambda a: -found[a]))
         return f"{where} it {'holds' if holds else 'does not hold'}: {here}."
 
     found = [verdict(f"On {dmc_task(task) or task}", slice(i, i + 1)) for i, task in enumerate(tasks)]
     if len(tasks) > 1:
         found.append(verdict("Over all of them", slice(None)))
-    order = ", ".join(PAPERS_ORDER)
+    order = ", ".join(ESTIMATORS)
     return Note(f"The paper's order of gradient estimators is {order}. By IQM, {REF_BEST}: {' '.join(found)}")
 
 

@@ -173,7 +173,10 @@ class Suite:
         return dataclasses.replace(preset(self.preset), **self.options)
 
 
-COMPARED = (REPPO, "reppo-score_q", "reppo-score_gae", *BASELINES)
+#: The gradient estimators, in the paper's order, best first.
+ESTIMATORS = (REPPO, "reppo-score_q", "reppo-score_gae")
+
+COMPARED = (*ESTIMATORS, *BASELINES)
 
 SUITES: dict[str, Suite] = {
     "dmc23": Suite(
@@ -207,9 +210,17 @@ SUITES: dict[str, Suite] = {
         preset="paper-large",
     ),
     "laptop": Suite(
-        "REPPO, its score-function ablations and the baselines on a CPU",
-        ("playground:CartpoleBalance", "playground:CartpoleSwingup"),
+        "REPPO, its score-function ablations and the baselines on a CPU, in about an hour",
+        ("playground:CartpoleBalance",),
         COMPARED,
+        num_seeds=10,
+        preset="cpu",
+        options={"total_steps": 200_000},
+    ),
+    "estimators": Suite(
+        "the three gradient estimators on a CPU, with more steps and on two tasks",
+        ("playground:CartpoleBalance", "playground:CartpoleSwingup"),
+        ESTIMATORS,
         num_seeds=10,
         preset="cpu",
         options={"total_steps": 400_000},
