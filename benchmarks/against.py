@@ -49,7 +49,9 @@ TASKS = {
     "WalkerWalk-v1": Task("envpool:WalkerWalk-v1", 120, {}),
 }
 REPPO = "reppo"
-COLUMNS: Sequence[str] = ("task", "algorithm", "seed", "seconds", "env_steps", "return", "return_std", "episodes", "command")
+COLUMNS: Sequence[str] = (
+    "task", "algorithm", "seed", "compared_at", "seconds", "env_steps", "return", "return_std", "episodes", "command",
+)  # fmt: skip
 EPISODES = 10  #: of an evaluation
 
 
@@ -91,6 +93,7 @@ def measure(name: str, algorithm: str, seed: int, core: int) -> list[dict[str, A
             "task": name,
             "algorithm": algorithm,
             "seed": seed,
+            "compared_at": task.seconds,
             "seconds": round(float(row["time/seconds"]), 1),
             "env_steps": int(float(row["env_steps"])),
             "return": round(float(row["eval/return"]), 1),

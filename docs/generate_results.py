@@ -11,6 +11,9 @@ import statistics
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from reppo.bench import beside
+from reppo.bench.page import Figure, Table
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
 BEGIN, END = "<!-- results: written by docs/generate_results.py -->\n", "<!-- end of results -->\n"
@@ -235,6 +238,29 @@ of this batch.
 {table(["command", "peak MB"], rows)}"""
 
 
+def against_section() -> str:
+    """The table of the report's section; its figures are files of the report."""
+    (section,) = beside.in_equal_time(RESULTS)
+    (found,) = (block for block in section.blocks if isinstance(block, Table))
+    rows = [[f"`{task}`", *cells] for task, *cells in found.rows]
+    figures = [f"![{b.title}](../results/report/figures/{b.id}.svg)" for b in section.blocks if isinstance(b, Figure)]
+    return f"""\
+## Beside Stable-Baselines3, in equal time
+
+    python benchmarks/against.py
+
+Every run in a process of its own on one core, from a cold start: imports, compilation and evaluations count. REPPO has its
+`cpu` preset, the same on every task, and EnvPool's copy of a task where there is one. Stable-Baselines3 has the settings that
+RL Baselines3 Zoo publishes for the task, on Gymnasium's vectors; of the two tasks that come from DeepMind Control there are
+none, and REPPO is alone. Returns are means over ten greedy episodes, seeds 10 to 14. "At a third" is what a run had
+after a third of the time, most of which REPPO spends on compiling; "of the run" is the mean after all of REPPO's 800,000 steps, and of
+Stable-Baselines3's where it made them. Machine: {hardware("against.json")}.
+
+{table(found.header, rows)}
+{chr(10).join(figures)}
+"""
+
+
 #: Each is on the page once its file is there.
 SECTIONS = {
     "quickstart.csv": quickstart_section,
@@ -242,6 +268,7 @@ SECTIONS = {
     "samples.csv": samples_section,
     "throughput.csv": throughput_section,
     "memory.csv": memory_section,
+    "against.csv": against_section,
 }
 
 

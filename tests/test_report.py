@@ -15,7 +15,7 @@ import pytest
 from helpers import TINY
 
 from reppo import cli
-from reppo.bench import records, report
+from reppo.bench import beside, records, report
 from reppo.bench.figures import Bar, Line, bars, inlined, lines
 from reppo.bench.page import Figure, Missing, Section, Table, html, markdown
 from reppo.bench.records import Key, Record, Status
@@ -138,16 +138,16 @@ def test_the_same_results_give_the_same_bytes(results: Path, tmp_path: Path) -> 
 
 def test_published_figures_are_drawn(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(root / "results" / "published", tmp_path / "published")
-    monkeypatch.setattr(report, "DMC23", {"CheetahRun": 933.1})  # the rest is drawn alike
+    monkeypatch.setattr(beside, "DMC23", {"CheetahRun": 933.1})  # the rest is drawn alike
     ids = {figure.id for figure in blocks(report.page(tmp_path), Figure)}
     names = ("dmc-ref-best", "dmc-1000", "reliability", "wall-clock", "ablations", "maniskill", "CheetahRun")
     assert ids == {f"published-{name}" for name in names}
-    curves = {line.name: line for line in report.Published(tmp_path / "published").task("CheetahRun")}
+    curves = {line.name: line for line in beside.Published(tmp_path / "published").task("CheetahRun")}
     assert curves["reppo_large"].y[-1] == pytest.approx(920, abs=40)
 
 
 def test_a_curve_is_drawn_beside_the_published_one_where_steps_are_comparable(root: Path) -> None:
-    published = report.Published(root / "results" / "published")
+    published = beside.Published(root / "results" / "published")
     key = Key("dmc23", "reppo", "playground:CheetahRun", 0)
     for steps, expected in ((50_000_000, True), (1_000_000, False)):
         curve = np.array([[0, 0, 0, 0, 1], [steps, 9, 900, 0, 1.0]])
@@ -160,12 +160,37 @@ def test_a_curve_is_drawn_beside_the_published_one_where_steps_are_comparable(ro
 
 def test_the_toy_is_drawn_or_said_to_be_damaged(root: Path, tmp_path: Path) -> None:
     shutil.copy(root / "results" / "toy_gradients.csv", tmp_path)
-    (section,) = report.toy(tmp_path)
+    (section,) = beside.toy(tmp_path)
     assert [figure.id for figure in blocks([section], Figure)] == ["toy-variance", "toy-bias"]
     assert all("pathwise, weak surrogate" in figure.svg for figure in blocks([section], Figure))
     (tmp_path / "toy_gradients.csv").write_text("estimator,samples\nscore,2\n")
-    (section,) = report.toy(tmp_path)
+    (section,) = beside.toy(tmp_path)
     assert "toy_gradients.csv is damaged" in markdown([section])
+
+
+def test_runs_are_compared_in_equal_time(tmp_path: Path) -> None:
+    header = "task,algorithm,seed,compared_at,seconds,env_steps,return,return_std,episodes,command"
+    evaluations = {  # seconds and returns
+        ("reppo", 1): [(10, -5), (30, 2), (80, 10), (130, 40)],
+        ("reppo", 2): [(11, -7), (41, 4), (90, 20), (140, 60)],
+        ("sb3-ppo", 1): [(5, -1), (119, 3), (121, 100)],
+    }
+    rows = [
+        f"Ant-v5,{name},{seed},120,{seconds},{10 * seconds},{found},0,10,reppo"
+        for (name, seed), points in evaluations.items()
+        for seconds, found in points
+    ]
+    (tmp_path / "against.csv").write_text("\n".join([header, *rows]))
+    (section,) = beside.in_equal_time(tmp_path)
+    assert table([section], "against").rows == [
+        # At 40 s, seed 2 has nothing but its evaluation before training. The end of the run is not that of the time.
+        ["Ant-v5", "reppo", "120", "-2", "15", "10, 20", "50"],
+        ["Ant-v5", "sb3-ppo", "120", "-1", "3", "3", "100"],
+    ]
+    assert [figure.id for figure in blocks([section], Figure)] == ["against-Ant-v5"]
+    (tmp_path / "against.csv").write_text("\n".join([header, rows[0].replace("reppo,1,120", "reppo,1,never")]))
+    (section,) = beside.in_equal_time(tmp_path)
+    assert "against.csv is damaged" in markdown([section])
 
 
 def test_seconds_before_the_first_evaluation_count_as_nothing() -> None:

@@ -10,7 +10,6 @@ What is missing is listed with the command that would make it.
 
 from __future__ import annotations
 
-import csv
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reppo.bench import figures, records, statistics, suites
+from reppo.bench.beside import GRID, TAU, Published, in_equal_time, one_preset, published_sections, toy
 from reppo.bench.figures import Bar, Line
 from reppo.bench.page import Block, Figure, Missing, Note, Section, Table, html, markdown
 from reppo.bench.records import Record
@@ -29,16 +29,18 @@ from reppo.config import ConfigError
 from reppo.files import replacing
 
 Array = NDArray[np.float64]
-Rows = list[dict[str, str]]
 
-TAU = 0.9
-GRID = 41  #: points of a curve
 PUBLISHED_STEPS = 50_000_000
 COMPARABLE = 0.1  #: share of the published steps from which on our curve is drawn beside the published one
 
-MEMORY_PARTS = ("parameters", "batch", "replay")  #: of ``computed_memory_bytes``
+#: Results of other commands: what they are, their file, the command.
+OTHERS = (
+    ("the 2-D experiment", "toy_gradients.csv", "reppo toy"),
+    ("one preset on several tasks", "tasks_curves.csv", "python benchmarks/learning.py tasks"),
+    ("REPPO and Stable-Baselines3 in equal time", "against.csv", "python benchmarks/against.py"),
+)
 
-PAPER = ("reppo_large", "reppo_medium", "reppo_small", "ppo_50M", "sac_brax_5M", "fasttd3_A")
+MEMORY_PARTS = ("parameters", "batch", "replay")  #: of ``computed_memory_bytes``
 
 
 def write(results: Path, out: Path | None = None) -> list[Path]:
@@ -78,7 +80,8 @@ def page(results: Path) -> list[Section]:
     sections += [
         *published_sections(published),
         *toy(results),
-        *earlier(results),
+        *one_preset(results),
+        *in_equal_time(results),
         missing(results, found.records, published),
     ]
     return [section for section in sections if section.blocks]
@@ -366,178 +369,7 @@ def every_run(name: str, found: Sequence[Record]) -> Table:
     return Table("Every run", header, rows, caption, folded=len(rows) > 12, id=f"{name}-runs")
 
 
-# ------------------------------------------------------------------------------------------------ published
-
-
-class Published:
-    """The tables of ``results/published``, none where there are none."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    @property
-    def there(self) -> bool:
-        return (self.folder / "dmc_curves.csv").is_file()
-
-    def rows(self, name: str) -> Rows:
-        path = self.folder / f"{name}.csv"
-        try:
-            with path.open(newline="") as file:
-                return list(csv.DictReader(file))
-        except (OSError, ValueError, csv.Error):
-            return []
-
-    def task(self, task: str) -> list[Line]:
-        """The published curves of a DeepMind Control task."""
-        found = []
-        rows = [row for row in self.rows("dmc_curves") if row["task"] == task]
-        for algorithm in PAPER:
-            own = [row for row in rows if row["algorithm"] == algorithm]
-            if len(own) > 2:
-                found.append(Line(algorithm, *columns(own, "step", "iqm", "lo", "hi"), published=True))
-        return found
-
-
-def columns(rows: Rows, *names: str) -> list[Array]:
-    return [np.array([float(row[name] or "nan") for row in rows]) for name in names]
-
-
-def published_sections(published: Published) -> Iterator[Section]:
-    if not published.there:
-        return
-    blocks: list[Block] = [
-        Note("Facts to compare with, made from what the authors of REPPO published; see results/published/README.md. "
-             "Numbers of seeds differ between algorithms and tasks.")
-    ]  # fmt: skip
-    for normaliser, name in ((REF_BEST, "ref_best"), (PER_1000, "raw/1000")):
-        rows = [r for r in published.rows("dmc_aggregates") if r["norm"] == name and r["step"].isdigit()]
-        drawn = []
-        for algorithm in PAPER:
-            own = [row for row in rows if row["algorithm"] == algorithm]
-            if len(own) > 2:
-                drawn.append(Line(algorithm, *columns(own, "step", "iqm", "iqm_lo", "iqm_hi"), published=True))
-        title = f"Published: sample efficiency on DMC-23, {normaliser}"
-        image = figures.lines(drawn, title, x="environment steps", y=f"IQM, {normaliser}")
-        yield_id = f"published-dmc-{'ref-best' if normaliser == REF_BEST else '1000'}"
-        blocks.append(
-            Figure(yield_id, title, image, "IQM over 23 tasks and all seeds, at 5, 10, 20, 30 and 50 million steps.")
-        )
-    rows = [
-        r for r in published.rows("dmc_aggregates") if r["norm"] == "ref_best" and r["step"] in ("50000000", "end(5-10M)")
-    ]
-    table = []
-    for r in rows:
-        values = [
-            f"{float(r[n]):.3f} [{float(r[f'{n}_lo']):.3f}, {float(r[f'{n}_hi']):.3f}]" for n in ("iqm", "median", "mean")
-        ]
-        table.append([r["algorithm"], *values, r["n_tasks"], f"{r['seeds_total']} (from {r['seeds_min']} a task)"])
-    header = ["algorithm", "IQM", "median", "mean", "tasks", "runs"]
-    blocks.append(Table("Published: final returns on DMC-23", header, table, REF_BEST, id="published-dmc-table"))
-    rows = [r for r in published.rows("dmc_reliability") if r["norm"] == "ref_best" and r["algorithm"] in PAPER]
-    title = f"Published: reliability at tau = {TAU}"
-    values = [Bar(r["algorithm"], *(float(r[n]) for n in ("reliable_at_end", "lo", "hi")), published=True) for r in rows]
-    image = figures.bars(values, title, x=f"share of runs at or above {TAU} at the end, {REF_BEST}")
-    blocks.append(Figure("published-reliability", title, image, "On DMC-23."))
-    rows = published.rows("wallclock_aggregates")
-    drawn = []
-    for algorithm in PAPER:
-        x, y = columns([r for r in rows if r["algorithm"] == algorithm], "seconds", "mean_norm")
-        if len(x):
-            drawn.append(Line(algorithm, x, y, y, y, published=True))
-    title = "Published: wall-clock on DMC-23"
-    image = figures.lines(drawn, title, x="seconds", y=f"mean, {REF_BEST}")
-    blocks.append(Figure("published-wall-clock", title, image, "Compilation included; without intervals."))
-    rows = [r for r in published.rows("dmc_ablations") if r["data"].startswith("large")]
-    values = [
-        Bar(f"{r['ablation']} ({r['n_tasks']} tasks)", *(float(r[n]) for n in ("iqm", "iqm_lo", "iqm_hi")), published=True)
-        for r in rows
-    ]
-    title = "Published: ablations, 128k samples an update"
-    blocks.append(Figure("published-ablations", title, figures.bars(values, title, x=f"IQM, {REF_BEST}"), "On DMC-23."))
-    rows = [r for r in published.rows("maniskill_aggregates") if r["progress"] == "1.0"]
-    values = [Bar(r["algorithm"], *(float(r[n]) for n in ("iqm", "iqm_lo", "iqm_hi")), published=True) for r in rows]
-    title = "Published: ManiSkill"
-    caption = "IQM of success_once at the end, over 8 tasks; what our suite measures is without partial resets."
-    blocks.append(Figure("published-maniskill", title, figures.bars(values, title, x="success_once"), caption))
-    rows = [r for r in published.rows("dmc_final") if r["suite"] == "humanoid"]
-    table = [
-        [r["task"], r["algorithm"], r["mean"], f"{r['iqm']} [{r['iqm_ci_lo']}, {r['iqm_ci_hi']}]", r["n_seeds"]]
-        for r in rows
-    ]
-    header = ["task", "algorithm", "mean", "IQM", "seeds"]
-    blocks.append(Table("Published: humanoid locomotion", header, table, id="published-humanoid", folded=True))
-    yield Section("What was published", blocks)
-    small: list[Block] = []
-    for task in DMC23:
-        title = f"Published: {task}"
-        image = figures.lines(published.task(task), task, x="", y="", size=(2.9, 2.0), legend=False)
-        small.append(Figure(f"published-{task}", title, image, "", small=True))
-    names = [
-        f"{figures.COLOUR_NAMES[i]}: {name}" for i, name in enumerate(line.name for line in published.task("CheetahRun"))
-    ]
-    yield Section(
-        "Published curves of every task", [Note(f"Return against steps; IQM over seeds. {', '.join(names)}."), *small]
-    )
-
-
-# ------------------------------------------------------------------------------------------------ earlier, and missing
-
-
-TOY = {
-    "score": "score function",
-    "reused": "score function, reused samples",
-    "pathwise": "pathwise, true function",
-    "strong": "pathwise, strong surrogate",
-    "weak": "pathwise, weak surrogate",
-}
-
-
-def toy(results: Path) -> Iterator[Section]:
-    """Variance and bias of gradient estimates, from ``results/toy_gradients.csv``, which `reppo toy` wrote."""
-    path = results / "toy_gradients.csv"
-    if not path.is_file():
-        return
-    blocks: list[Block] = [Note("Made by `reppo toy`; docs/toy.md has its picture, and says what is seen.")]
-    try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        for what in ("variance", "bias"):
-            drawn = []
-            for name in dict.fromkeys(row["estimator"] for row in rows):
-                x, y = columns([row for row in rows if row["estimator"] == name], "samples", what)
-                drawn.append(Line(TOY.get(name, name), x, y, y, y))
-            title = f"The 2-D experiment: {what} of the gradient"
-            image = figures.lines(drawn, title, x="samples", y=what, log=True)
-            blocks.append(Figure(f"toy-{what}", title, image, "Against the number of samples of an estimate."))
-    except (KeyError, ValueError, TypeError, csv.Error):
-        blocks = [Note(f"{path.name} is damaged or of another program; left out.")]
-    yield Section("The 2-D experiment", blocks)
-
-
-def earlier(results: Path) -> Iterator[Section]:
-    """The curves of ``results/tasks_curves.csv``, which `benchmarks/learning.py` wrote."""
-    path = results / "tasks_curves.csv"
-    if not path.is_file():
-        return
-    try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        blocks: list[Block] = [Note("Written by benchmarks/learning.py, as docs/results.md says; 5 seeds in one process.")]
-        for env in dict.fromkeys(row["env"] for row in rows):
-            own = [row for row in rows if row["env"] == env]
-            seeds = sorted({row["seed"] for row in own}, key=int)
-            runs = [columns([row for row in own if row["seed"] == seed], "env_steps", "eval/return") for seed in seeds]
-            grid = np.linspace(0, runs[0][0][-1], GRID)
-            scores = [np.stack([statistics.on_grid(x, y, grid) for x, y in runs], axis=-1)]
-            line = Line("reppo, preset cpu", grid, *statistics.sample_efficiency(scores, statistics.mean, resamples=500))
-            title = f"{env.partition(':')[2]}, the cpu preset"
-            image = figures.lines([line], title, x="environment steps", y="return")
-            caption = f"Mean return over {len(seeds)} seeds."
-            blocks.append(Figure(f"tasks-{env.replace(':', '-')}", title, image, caption))
-    except (KeyError, ValueError, TypeError, csv.Error):
-        yield Section("The cpu preset on several tasks", [Note(f"{path.name} is damaged or of another program; left out.")])
-        return
-    yield Section("The cpu preset on several tasks", blocks)
+# ------------------------------------------------------------------------------------------------ missing
 
 
 def missing(results: Path, found: Sequence[Record], published: Published) -> Section:
@@ -557,8 +389,9 @@ def missing(results: Path, found: Sequence[Record], published: Published) -> Sec
             blocks.append(Missing(f"{name}: {algorithm}", reason, command))
     if not published.there:
         blocks.append(Missing("published figures", "there is no results/published", "git checkout results/published"))
-    if not (results / "toy_gradients.csv").is_file():
-        blocks.append(Missing("the 2-D experiment", "there is no results/toy_gradients.csv", "reppo toy"))
+    for what, name, command in OTHERS:
+        if not (results / name).is_file():
+            blocks.append(Missing(what, f"there is no results/{name}", command))
     if not {suites.REPPO, *suites.BASELINES} <= {r.key.algorithm for r in found if r.computed_memory_bytes}:
         what = "memory of REPPO, PPO, SAC and FastTD3 on one task"
         blocks.append(Missing(what, "no run of some of them says what it holds", "reppo bench laptop"))
