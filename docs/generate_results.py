@@ -250,11 +250,11 @@ def against_section() -> str:
     python benchmarks/against.py
 
 Every run in a process of its own on one core, from a cold start: imports, compilation and evaluations count. REPPO has its
-`cpu` preset, the same on every task, and EnvPool's copy of a task where there is one. Stable-Baselines3 has the settings that
-RL Baselines3 Zoo publishes for the task, on Gymnasium's vectors; of the two tasks that come from DeepMind Control there are
-none, and REPPO is alone. Returns are means over ten greedy episodes, seeds 10 to 14. "At a third" is what a run had
-after a third of the time, most of which REPPO spends on compiling; "of the run" is the mean after all of REPPO's 800,000 steps, and of
-Stable-Baselines3's where it made them. Machine: {hardware("against.json")}.
+`cpu` preset, the same on every task, and EnvPool's copy of a task where there is one. Stable-Baselines3 has the settings
+that RL Baselines3 Zoo publishes for the task, on Gymnasium's vectors; it has none for the two tasks that come from DeepMind
+Control, and REPPO is alone there. Returns are means over ten greedy episodes; seeds 10 to 14. "At a third" is what a run
+had after a third of the time, much of which REPPO spends on compiling. "Of the run" is the mean after all 800,000 steps of
+REPPO's, and after those of the Zoo's where they were made in the time. Machine: {hardware("against.json")}.
 
 {table(found.header, rows)}
 {chr(10).join(figures)}
