@@ -157,6 +157,7 @@ def make_plan(
                     missing.append(seed)
             size = together if ALGORITHMS[algorithm].several_seeds else 1
             plan.jobs.extend(Job(name, algorithm, env, group, config, suite.preset) for group in grouped(missing, size))
+    plan.jobs.sort(key=lambda job: job.seeds[0])  # so that what an interrupted suite has compares like with like
     return plan
 
 
