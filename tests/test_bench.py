@@ -41,7 +41,7 @@ def test_every_suite_can_be_configured(name: str) -> None:
     suite = SUITES[name]
     assert set(suite.algorithms) <= ALGORITHMS.keys()
     for algorithm in suite.algorithms:
-        ALGORITHMS[algorithm].configured(suite.config).validate()
+        suite.configured(algorithm).validate()
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
@@ -86,6 +86,10 @@ def test_a_plan_of_nothing_done(tmp_path: Path) -> None:
     plan = make_plan("laptop", SUITES["laptop"], tmp_path)
     assert not plan.done
     assert {job.algorithm for job in plan.jobs} == {*ESTIMATORS, *BASELINES}
+    assert {job.algorithm: job.config.total_steps for job in plan.jobs if job.config} == {
+        **dict.fromkeys(ESTIMATORS, 800_000),
+        **dict.fromkeys(BASELINES, 200_000),
+    }
     # Seed by seed, so that an interrupted suite has as many of each.
     compared = (*ESTIMATORS, *BASELINES)
     assert [(job.algorithm, job.seeds) for job in plan.jobs] == [(name, (seed,)) for seed in range(10) for name in compared]

@@ -103,6 +103,19 @@ def test_the_numbers_are_those_of_the_runs(sections: list[Section]) -> None:
     assert reliability["reppo-score_gae"] == ["0.000 [0.000, 0.000]", "0.00", "0.00"]
 
 
+def test_unequal_steps_are_told_of(sections: list[Section]) -> None:
+    assert table(sections, "estimators-aggregates").caption == "Over 2 tasks: CartpoleBalance, CartpoleSwingup."
+
+    def group(algorithm: str, steps: float) -> report.Group:
+        curve = np.array([[0, 0, 0, 0, 1], [steps, 9, 900, 0, 1.0]])
+        key = Key("laptop", algorithm, TASKS[0], 0)
+        return report.Group(algorithm, TASKS[0], [Record(key, "complete", "", DESCRIPTION, 1, 1, None, curve)])
+
+    found, *_ = report.aggregates("laptop", {"reppo": [group("reppo", 800_768)], "ppo": [group("ppo", 207_360)]})
+    assert isinstance(found, Table)
+    assert found.caption == "Over 1 task: CartpoleBalance. Not after as many steps: reppo 800,768, ppo 207,360."
+
+
 def test_unequal_seeds_and_failures_are_shown(sections: list[Section]) -> None:
     seeds = table(sections, "estimators-seeds")
     assert seeds.rows == [[TASKS[0], "4", "2 (+1 failed)"], [TASKS[1], "4", "2"]]

@@ -214,7 +214,12 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
             shown = str(seeds[0]) if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
             rows.append([algorithm, normaliser, *values, shown])
     header = ["algorithm", "normaliser", *statistics.AGGREGATES, "seeds a task"]
-    yield Table("Final returns", header, rows, f"Over {over}.", id=f"{name}-aggregates")
+    steps = {algorithm: max(run.steps[-1] for group in groups for run in group.runs) for algorithm, groups in of.items()}
+    caption = f"Over {over}."
+    if max(steps.values()) > 1.1 * min(steps.values()):
+        made = ", ".join(f"{algorithm} {number:,.0f}" for algorithm, number in steps.items())
+        caption += f" Not after as many steps: {made}."
+    yield Table("Final returns", header, rows, caption, id=f"{name}-aggregates")
 
     curves = {
         algorithm: [normalised(group.env, REF_BEST, group.on(grid)) for group in groups] for algorithm, groups in of.items()

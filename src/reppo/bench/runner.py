@@ -146,7 +146,7 @@ def make_plan(
             if problem:
                 plan.impossible.append(Job(name, algorithm, env, tuple(all_seeds), None, suite.preset, problem))
                 continue
-            config = ALGORITHMS[algorithm].configured(suite.config)
+            config = suite.configured(algorithm)
             missing = []
             for seed in all_seeds:
                 record = there.get(Key(name, algorithm, env, seed))
