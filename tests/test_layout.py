@@ -19,7 +19,8 @@ MODULES = {str(path.relative_to(PACKAGE).with_suffix("")): path for path in sort
 MATHS = {"types", "nets", "images", "distributions", "hl_gauss", "returns", "estimators", "duals", "normalizer"}
 MATHS_LIBRARIES = {"jax", "equinox", "optax", "numpy"}
 
-SIMULATORS = {"mujoco_playground", "mujoco", "brax", "gymnax", "gymnasium", "envpool", "mani_skill", "mjlab", "torch"}
+SIMULATORS = {"mujoco_playground", "mujoco", "brax", "gymnax", "gymnasium", "envpool", "mani_skill", "mjlab"}
+SIMULATORS |= {"torch", "warp"}
 
 #: Baselines that a library trains are its own training, not a simulator.
 TRAINING = {

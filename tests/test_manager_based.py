@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from typing import Any
 
@@ -17,8 +18,17 @@ from reppo.envs.manager_based import Batch, ManagerBased, SelfResettingBatch, as
 N, LIMIT = 4, 6
 
 
+class OwnBox:
+    """mjlab's spaces have one bound for all entries."""
+
+    def __init__(self, *shape: int, low: float = -np.inf, high: float = np.inf):
+        self.shape, self.low, self.high = shape, low, high
+
+
 class StandIn:
-    """As much of `ManagerBasedRLEnv` as is documented: groups of observations, five results of a step, resets within it.
+    """`ManagerBasedRlEnv` as mjlab 1.6.0 has it, or with ``auto_reset``: groups of observations, actions without bounds,
+    flags that the next step writes over. Without ``auto_reset``, it refuses a step where an episode that is over was not
+    reset; with it, it resets within its step, as Isaac Lab does by its documentation.
 
     An observation is ``[x, steps, episode]``, where ``x`` moves with the action; above 3 the episode terminates.
     """
@@ -28,16 +38,17 @@ class StandIn:
 
     def __init__(self, num_envs: int, auto_reset: bool):
         self.num_envs, self.auto_reset = num_envs, auto_reset
-        groups = {"policy": 2, "critic": 3}
-        boxes = {name: gymnasium.spaces.Box(-np.inf, np.inf, (size,)) for name, size in groups.items()}
-        self.single_observation_space = gymnasium.spaces.Dict(boxes)  # pyright: ignore[reportArgumentType]
-        self.single_action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+        self.cfg = types.SimpleNamespace(is_finite_horizon=False)
+        groups = {"actor": OwnBox(2), "critic": OwnBox(3)}
+        self.single_observation_space = types.SimpleNamespace(spaces=groups)
+        self.single_action_space = OwnBox(1)
         self.observation_manager = types.SimpleNamespace(compute=self.observations)
         self.state = np.zeros((num_envs, 3), np.float32)
+        self.terminated, self.time_outs, self.pending = np.zeros((3, num_envs), bool)
         self.closed = False
 
     def observations(self) -> dict[str, Any]:
-        return {"policy": self.state[:, :2].copy(), "critic": self.state.copy()}
+        return {"actor": self.state[:, :2].copy(), "critic": self.state.copy()}
 
     def reset(self, seed: int | None = None, env_ids: Any = None) -> Any:
         if seed is not None:
@@ -49,15 +60,20 @@ class StandIn:
         self.state[env_ids, 0] = self.rng.uniform(0, 1, len(env_ids))
         self.state[env_ids, 1] = 0
         self.state[env_ids, 2] += 1
+        self.pending[env_ids] = False
 
     def step(self, action: Any) -> Any:
+        if self.pending.any():
+            raise RuntimeError(f"Environments {np.flatnonzero(self.pending)} must be reset")
         self.state[:, 0] += action[:, 0]
         self.state[:, 1] += 1
-        terminated, time_outs = self.state[:, 0] > 3, self.state[:, 1] >= self.max_episode_length
-        reward = self.state[:, 0].copy()
-        if self.auto_reset and (over := terminated | time_outs).any():
+        self.terminated[:], self.time_outs[:] = self.state[:, 0] > 3, self.state[:, 1] >= self.max_episode_length
+        reward, over = self.state[:, 0].copy(), self.terminated | self.time_outs
+        if not self.auto_reset:
+            self.pending[over] = True
+        elif over.any():
             self._reset_idx(np.flatnonzero(over))
-        return self.observations(), reward, terminated, time_outs, {"log": {}}
+        return self.observations(), reward, self.terminated, self.time_outs, {"log": {}}
 
     def close(self) -> None:
         self.closed = True
@@ -93,13 +109,39 @@ def task(request: pytest.FixtureRequest) -> Task:
 
 
 def started(task: Task) -> HostVectorEnv:
-    return task.start(task.spec(), N)
+    one = np.ones(1, np.float32)
+    return task.start(dataclasses.replace(task.spec(), action_low=-one, action_high=one), N)
 
 
 def test_groups_go_to_their_networks(task: Task) -> None:
     spec = task.spec()
-    assert (spec.actor_keys, spec.critic_keys) == (("policy",), ("critic",))
+    assert (spec.actor_keys, spec.critic_keys) == (("actor",), ("critic",))
     assert spec.episode_length == LIMIT
+    assert np.isinf(spec.action_high).all()
+
+
+class More(Task):
+    """With one more group of observations."""
+
+    def __init__(self, name: str, *shape: int):
+        self.more = {name: OwnBox(*shape)}
+        super().__init__(Left)
+
+    def _made(self, num_envs: int, episode_length: int | None) -> Any:
+        env = super()._made(num_envs, episode_length)
+        env.single_observation_space.spaces |= self.more
+        return env
+
+
+def test_isaac_labs_actor_reads_the_group_policy() -> None:
+    assert More("policy", 2).spec().actor_keys == ("actor", "policy")
+
+
+def test_what_no_network_reads_is_told_and_an_image_refused() -> None:
+    assert Task(Left).notes == ()
+    assert More("teacher", 2).notes == ("stand-in:Task-v0: no network reads its observations teacher",)
+    with pytest.raises(ConfigError, match=r"observes images \(camera\) beside other numbers"):
+        More("camera", 3, 8, 8)
 
 
 def test_terminations_time_outs_and_true_successors(task: Task) -> None:
@@ -120,10 +162,26 @@ def test_terminations_time_outs_and_true_successors(task: Task) -> None:
         over = step.terminated | step.truncated
         np.testing.assert_array_equal(step.obs["critic"][:, 1], np.where(over, 0, steps))
         np.testing.assert_array_equal(step.obs["critic"][:, 2], episode + over)
-        np.testing.assert_array_equal(step.next_obs["policy"], step.next_obs["critic"][:, :2])
+        np.testing.assert_array_equal(step.next_obs["actor"], step.next_obs["critic"][:, :2])
         seen |= {("terminated", bool(step.terminated.any())), ("truncated", bool(step.truncated.any()))}
         obs = step.obs
     assert len(seen) == 4
+
+
+@pytest.mark.parametrize("batch", [Resetting, Left])
+def test_nothing_follows_the_time_limit_of_a_finite_horizon(batch: type[Batch]) -> None:
+    class Finite(Task):
+        def _made(self, num_envs: int, episode_length: int | None) -> Any:
+            env = super()._made(num_envs, episode_length)
+            env.cfg.is_finite_horizon = True
+            return env
+
+    env = started(Finite(batch))
+    env.reset(3)
+    for t in range(1, LIMIT + 1):
+        step = env.step(np.zeros((N, 1), np.float32))
+        np.testing.assert_array_equal(step.terminated, t == LIMIT)
+        assert not step.truncated.any()
 
 
 def test_it_passes_the_checks(task: Task) -> None:
@@ -139,17 +197,11 @@ def test_a_duration_is_rounded_up_to_its_steps() -> None:
             assert np.ceil(seconds(length, step) / step) == length
 
 
-class OwnBox:
-    """mjlab's spaces have one bound for all entries."""
-
-    def __init__(self, low: float, high: float):
-        self.shape, self.low, self.high = (2,), low, high
-
-
 def test_spaces_of_other_classes() -> None:
-    space = as_gymnasium(types.SimpleNamespace(spaces={"actor": OwnBox(-1.0, 2.0)}))
+    space = as_gymnasium(types.SimpleNamespace(spaces={"actor": OwnBox(2, low=-1.0, high=2.0)}))
     assert space == gymnasium.spaces.Dict({"actor": gymnasium.spaces.Box(-1.0, 2.0, (2,))})
-    assert np.isinf(as_gymnasium(OwnBox(-np.inf, np.inf)).high).all()
+    assert as_gymnasium(space) == space  # Isaac Lab's are Gymnasium's own
+    assert np.isinf(as_gymnasium(OwnBox(2)).high).all()
 
 
 def test_other_workflows_are_refused_and_closed() -> None:

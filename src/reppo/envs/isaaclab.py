@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from reppo.envs.manager_based import ManagerBased, SelfResettingBatch, seconds
+from reppo.envs.manager_based import SEED, ManagerBased, SelfResettingBatch, seconds
 
 
 class IsaacLabEnv(ManagerBased):
@@ -23,6 +23,7 @@ class IsaacLabEnv(ManagerBased):
         from isaaclab_tasks.utils import parse_env_cfg  # pyright: ignore[reportMissingImports]
 
         cfg: Any = parse_env_cfg(self.task, num_envs=num_envs)
+        cfg.seed = SEED
         if episode_length is not None:
             cfg.episode_length_s = seconds(episode_length, cfg.sim.dt * cfg.decimation)
         return gymnasium.make(self.task, cfg=cfg).unwrapped

@@ -25,6 +25,10 @@ Array = npt.NDArray[Any]
 
 ACTOR_GROUPS, CRITIC_GROUP = ("actor", "policy"), "critic"
 
+#: Of what a task draws once, when it is made, such as the friction of its feet: a simulator gets its seed only later. The
+#: packages draw that from another seed each time where they are given none.
+SEED = 0
+
 
 class Batch(TensorEnv):
     """An environment that leaves its resets to us."""
@@ -45,7 +49,11 @@ class Batch(TensorEnv):
 
     def step(self, action: Tensor) -> TensorStep:
         obs, reward, terminated, time_outs, _ = self._env.step(action)
-        return TensorStep(obs, reward, terminated, time_outs)
+        return TensorStep(obs, reward, self._over(terminated, time_outs), time_outs)
+
+    def _over(self, terminated: Tensor, time_outs: Tensor) -> Tensor:
+        """Where nothing follows: at the time limit, too, of a task that says its horizon is finite."""
+        return terminated | time_outs if self._env.cfg.is_finite_horizon else terminated
 
     def close(self) -> None:
         if self._env is not None:
@@ -74,7 +82,8 @@ class SelfResettingBatch(Batch):
             obs, reward, terminated, time_outs, _ = self._env.step(action)
         finally:
             self._stepping = False
-        return TensorStep(obs if self._successor is None else self._successor, reward, terminated, time_outs, obs=obs)
+        successor = obs if self._successor is None else self._successor
+        return TensorStep(successor, reward, self._over(terminated, time_outs), time_outs, obs=obs)
 
 
 class ManagerBased(HostEnv):
@@ -88,7 +97,13 @@ class ManagerBased(HostEnv):
         try:
             if not hasattr(probe, "observation_manager"):
                 raise ConfigError(f"{self.name} is no manager-based environment, and those alone are supported")
-            self.observations = Observations(self.name, as_gymnasium(probe.single_observation_space))
+            space = as_gymnasium(probe.single_observation_space)
+            unread = {name: group for name, group in space.spaces.items() if name not in (*ACTOR_GROUPS, CRITIC_GROUP)}
+            if images := [name for name, group in unread.items() if len(group.shape or ()) == 3]:
+                raise ConfigError(f"{self.name} observes images ({', '.join(images)}) beside other numbers: not supported")
+            if unread:
+                self.notes = (f"{self.name}: no network reads its observations {', '.join(unread)}",)
+            self.observations = Observations(self.name, space)
             self.actions = read_actions(self.name, as_gymnasium(probe.single_action_space))
             self.episode_length = int(probe.max_episode_length)
         finally:

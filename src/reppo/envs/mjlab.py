@@ -2,26 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 from typing import Any
 
 from reppo.config import ConfigError
-from reppo.envs.manager_based import ManagerBased, seconds
+from reppo.envs.manager_based import SEED, ManagerBased, seconds
+
+COMPILES = (
+    "mjlab: on {}. Warp compiles its kernels at the first steps, which takes minutes the first time on a machine; it keeps "
+    "them in its cache"
+)
 
 
 class MjlabEnv(ManagerBased):
     """A task of mjlab's registry."""
 
+    def __init__(self, task: str):
+        super().__init__("mjlab", task)
+        self.notes = (*self.notes, COMPILES.format(_device()))
+
     def _made(self, num_envs: int, episode_length: int | None) -> Any:
-        import torch  # pyright: ignore[reportMissingImports]
+        import warp  # pyright: ignore[reportMissingImports]
         from mjlab.envs import ManagerBasedRlEnv  # pyright: ignore[reportMissingImports]
         from mjlab.tasks.registry import load_env_cfg  # pyright: ignore[reportMissingImports]
+        from mjlab.utils.random import seed_rng  # pyright: ignore[reportMissingImports]
 
+        warp.config.log_level = warp.LOG_WARNING  # it names every kernel that it compiles, on stdout
         cfg = load_env_cfg(self.task)
-        cfg.scene.num_envs, cfg.auto_reset = num_envs, False
+        if getattr(cfg.commands.get("motion"), "motion_file", None) == "":
+            raise ConfigError(
+                f"{self.name} follows a motion, and its configuration names no file: register a task of your own whose "
+                f"configuration does"
+            )
+        cfg.scene.num_envs, cfg.auto_reset, cfg.seed = num_envs, False, SEED
         if episode_length is not None:
             cfg.episode_length_s = seconds(episode_length, cfg.sim.mujoco.timestep * cfg.decimation)
-        return ManagerBasedRlEnv(cfg, device="cuda:0" if torch.cuda.is_available() else "cpu")
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # it describes all its managers there
+                env = ManagerBasedRlEnv(cfg, device=_device())
+        except Exception as error:  # a task that needs what is not here
+            text = " ".join(str(error).split())
+            raise ConfigError(f"{self.name} cannot be made: {type(error).__name__}: {text}") from error
+        env.seed = seed_rng  # which is what its own does, beside a line on stdout at every reset
+        return env
+
+
+def _device() -> str:
+    import torch  # pyright: ignore[reportMissingImports]
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
 def names() -> list[str]:
@@ -37,4 +68,4 @@ def make(name: str) -> MjlabEnv:
     if name not in (known := names()):
         close = difflib.get_close_matches(name, known, n=3)
         raise ConfigError(f"mjlab has no task {name!r}{f'; did you mean {close[0]}?' if close else ''}")
-    return MjlabEnv("mjlab", name)
+    return MjlabEnv(name)
