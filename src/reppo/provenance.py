@@ -13,7 +13,7 @@ import jax
 
 PACKAGES = (
     "reppo", "jax", "jaxlib", "equinox", "optax", "numpy",
-    "mujoco", "mujoco-mjx", "playground", "brax", "gymnax", "gymnasium", "envpool",
+    "mujoco", "mujoco-mjx", "playground", "brax", "gymnax", "gymnasium", "envpool", "torch", "stable_baselines3",
 )  # fmt: skip
 
 

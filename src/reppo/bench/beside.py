@@ -242,3 +242,7 @@ def compared(task: str, rows: Rows) -> tuple[Figure, list[list[str]]]:
     image = figures.lines(drawn, task, x="seconds", y="return")
     caption = f"Mean return over {len(runs)} seeds."
     return Figure(f"against-{task}", f"{task}, in equal time", image, caption), table
+
+
+def whole(value: float | np.floating) -> str:
+    return str(round(float(value)))
