@@ -111,9 +111,12 @@ def test_unequal_steps_are_told_of(sections: list[Section]) -> None:
         key = Key("laptop", algorithm, TASKS[0], 0)
         return report.Group(algorithm, TASKS[0], [Record(key, "complete", "", DESCRIPTION, 1, 1, None, curve)])
 
-    found, *_ = report.aggregates("laptop", {"reppo": [group("reppo", 800_768)], "ppo": [group("ppo", 207_360)]})
-    assert isinstance(found, Table)
-    assert found.caption == "Over 1 task: CartpoleBalance. Not after as many steps: reppo 800,768, ppo 207,360."
+    groups = {"reppo": [group("reppo", 800_768)], "ppo": [group("ppo", 207_360)]}
+    found = {block.id: block for block in report.aggregates("laptop", groups) if isinstance(block, Table)}
+    told = found["laptop-aggregates"].caption
+    assert told == "Over 1 task: CartpoleBalance. Not after as many steps: reppo 800,768, ppo 207,360."
+    # Each has reached tau at its own end, though only the second one at the end of both.
+    assert [row[1] for row in found["laptop-reliability-table"].rows] == ["1.000 [1.000, 1.000]"] * 2
 
 
 def test_unequal_seeds_and_failures_are_shown(sections: list[Section]) -> None:

@@ -235,12 +235,11 @@ def compared(task: str, rows: Rows) -> tuple[Figure, list[list[str]]]:
         seen = np.stack([y[np.maximum(np.searchsorted(x, grid, side="right") - 1, 0)] for x, y in runs], axis=-1)
         drawn.append(Line(algorithm, grid, *statistics.sample_efficiency([seen], statistics.mean, resamples=500)))
         means = seen.mean(axis=1)
-        every = ", ".join(f"{value:.0f}" for value in seen[-1])
-        ended = all(x[-1] > budget for x, _ in runs)
-        of_run = f"{np.mean([y[-1] for _, y in runs]):.0f}" if ended else "-"
-        table.append([task, algorithm, f"{budget:.0f}", f"{means[len(grid) // 3]:.0f}", f"{means[-1]:.0f}", every, of_run])
+        every = ", ".join(whole(value) for value in seen[-1])
+        of_run = whole(np.mean([y[-1] for _, y in runs])) if all(x[-1] > budget for x, _ in runs) else "-"
+        table.append([task, algorithm, whole(budget), whole(means[len(grid) // 3]), whole(means[-1]), every, of_run])
     image = figures.lines(drawn, task, x="seconds", y="return")
-    caption = f"Mean return over {len(runs)} seeds."
+    caption = f"Mean return over {len({row['seed'] for row in rows})} seeds."
     return Figure(f"against-{task}", f"{task}, in equal time", image, caption), table
 
 

@@ -203,8 +203,8 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
     """Tables and figures over all tasks, of every algorithm's groups in one order of tasks."""
     tasks = [group.env for group in next(iter(of.values()))]
     over = f"{len(tasks)} task{'s' * (len(tasks) > 1)}: {', '.join(dmc_task(t) or t for t in tasks)}"
-    end = min(run.steps[-1] for groups in of.values() for group in groups for run in group.runs)
-    grid = np.linspace(0, end, GRID)
+    ends = {algorithm: min(run.steps[-1] for group in groups for run in group.runs) for algorithm, groups in of.items()}
+    grids = {algorithm: np.linspace(0, end, GRID) for algorithm, end in ends.items()}
     rows = []
     for normaliser in (REF_BEST, PER_1000):
         for algorithm, groups in of.items():
@@ -214,17 +214,19 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
             shown = str(seeds[0]) if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
             rows.append([algorithm, normaliser, *values, shown])
     header = ["algorithm", "normaliser", *statistics.AGGREGATES, "seeds a task"]
-    steps = {algorithm: max(run.steps[-1] for group in groups for run in group.runs) for algorithm, groups in of.items()}
     caption = f"Over {over}."
-    if max(steps.values()) > 1.1 * min(steps.values()):
-        made = ", ".join(f"{algorithm} {number:,.0f}" for algorithm, number in steps.items())
+    if max(ends.values()) > 1.1 * min(ends.values()):
+        made = ", ".join(f"{algorithm} {end:,.0f}" for algorithm, end in ends.items())
         caption += f" Not after as many steps: {made}."
     yield Table("Final returns", header, rows, caption, id=f"{name}-aggregates")
 
     curves = {
-        algorithm: [normalised(group.env, REF_BEST, group.on(grid)) for group in groups] for algorithm, groups in of.items()
+        algorithm: [normalised(group.env, REF_BEST, group.on(grids[algorithm])) for group in groups]
+        for algorithm, groups in of.items()
     }
-    drawn = [Line(algorithm, grid, *statistics.sample_efficiency(c, resamples=500)) for algorithm, c in curves.items()]
+    drawn = [
+        Line(algorithm, grids[algorithm], *statistics.sample_efficiency(c, resamples=500)) for algorithm, c in curves.items()
+    ]
     title = f"Sample efficiency, {name}"
     caption = f"IQM of normalised returns ({REF_BEST}) over {over}."
     image = figures.lines(drawn, title, x="environment steps", y=f"IQM, {REF_BEST}")
@@ -259,7 +261,7 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
         found = statistics.reliability(c, TAU)
         at_end = statistics.bootstrap([curve[-1] for curve in c], lambda s: statistics.reliable_at_end(s, TAU))
         rows.append([algorithm, interval(at_end), f"{found.never_dropped:.2f}", f"{found.reached:.2f}"])
-        drawn.append(Line(algorithm, grid, found.from_step, found.from_step, found.from_step))
+        drawn.append(Line(algorithm, grids[algorithm], found.from_step, found.from_step, found.from_step))
     title = f"Reliability at tau = {TAU}, {name}"
     caption = f"Share of runs that are at or above {TAU} ({REF_BEST}) from this step on, to the end."
     image = figures.lines(drawn, title, x="environment steps", y="share of runs", y_range=(-0.02, 1.02))
