@@ -151,8 +151,26 @@ def readme_section() -> str:
 
 [Decision 0010](docs/decisions/0010-cpu-preset.md) says how the preset was chosen, and what its dips are.
 
+{beside_others()}
+
 [docs/results.md](docs/results.md) has every seed, other tasks, the speed of each stage, and the commands.
 """
+
+
+def beside_others() -> str:
+    """What the time of `benchmarks/against.py` comes to, on the tasks where REPPO is not alone."""
+    (section,) = beside.in_equal_time(RESULTS)
+    (found,) = (block for block in section.blocks if isinstance(block, Table))
+    mean = {(row[0], row[1]): row[4] for row in found.rows}
+    seconds = {row[0]: row[2] for row in found.rows if row[1] != "reppo"}
+    names = ("reppo", "sb3-ppo", "sb3-sac")
+    rows = [[f"`{task}`", seconds[task], *(mean.get((task, name), "-") for name in names)] for task in seconds]
+    return f"""\
+Beside Stable-Baselines3 with RL Zoo's settings, in equal time on one core from a cold start, means of five seeds:
+
+{table(["task", "seconds", "REPPO", "PPO", "SAC"], rows)}
+On Ant an untrained policy stands still, for about 980.
+[More of it](docs/results.md#beside-stable-baselines3-in-equal-time)."""
 
 
 INTRODUCTION = """\
