@@ -6,8 +6,8 @@
 Every run is a command of ``reppo``, with its default settings on a CPU, in a process of its own that is kept to one core:
 seconds count from the start of the process, imports and compilation included, without a compilation cache. REPPO trains to
 the end of its ``cpu`` preset, and what it had at the task's time is compared; the others are stopped then, if RL Zoo's
-number of steps does not end them before. The table holds every evaluation of
-every seed. Runs that are there already are kept, so an interrupted benchmark goes on.
+number of steps does not end them before. The table holds every evaluation of every seed. Runs that are there already are
+kept, so an interrupted benchmark goes on.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ TASKS = {
 }
 REPPO = "reppo"
 COLUMNS: Sequence[str] = (
-    "task", "algorithm", "seed", "compared_at", "seconds", "env_steps", "return", "return_std", "episodes", "command",
+    "task", "algorithm", "seed", "compared_at", "finished", "seconds", "env_steps", "return", "return_std", "episodes",
+    "command",
 )  # fmt: skip
 EPISODES = 10  #: of an evaluation
 
@@ -77,12 +78,13 @@ def measure(name: str, algorithm: str, seed: int, core: int) -> list[dict[str, A
             env={**os.environ, "XDG_CACHE_HOME": folder, "JAX_PLATFORMS": "cpu"},
             preexec_fn=lambda: os.sched_setaffinity(0, [core]),
         )
-        began = time.perf_counter()
+        began, finished = time.perf_counter(), True
         try:
             _, said = process.communicate(timeout=None if algorithm == REPPO else task.seconds)
             if process.returncode:
                 raise SystemExit(f"{' '.join(words)}: {said.decode().strip()}")
         except subprocess.TimeoutExpired:
+            finished = False
             process.terminate()
             process.wait()
         seconds = time.perf_counter() - began
@@ -94,6 +96,7 @@ def measure(name: str, algorithm: str, seed: int, core: int) -> list[dict[str, A
             "algorithm": algorithm,
             "seed": seed,
             "compared_at": task.seconds,
+            "finished": finished,
             "seconds": round(float(row["time/seconds"]), 1),
             "env_steps": int(float(row["env_steps"])),
             "return": round(float(row["eval/return"]), 1),
@@ -120,7 +123,7 @@ def main() -> None:
     else:
         with args.out.open("w", newline="") as file:
             csv.DictWriter(file, COLUMNS).writeheader()
-    args.out.with_suffix(".json").write_text(json.dumps(provenance.provenance(), indent=2) + "\n")
+        args.out.with_suffix(".json").write_text(json.dumps(provenance.provenance(), indent=2) + "\n")
     cores: queue.Queue[int] = queue.Queue()
     for core in args.cores:
         cores.put(core)

@@ -159,17 +159,18 @@ def readme_section() -> str:
 
 def beside_others() -> str:
     """What the time of `benchmarks/against.py` comes to, on the tasks where REPPO is not alone."""
-    (section,) = beside.in_equal_time(RESULTS)
-    (found,) = (block for block in section.blocks if isinstance(block, Table))
+    found = next((b for s in beside.in_equal_time(RESULTS) for b in s.blocks if isinstance(b, Table)), None)
+    if found is None:
+        return ""
     mean = {(row[0], row[1]): row[4] for row in found.rows}
     seconds = {row[0]: row[2] for row in found.rows if row[1] != "reppo"}
     names = ("reppo", "sb3-ppo", "sb3-sac")
     rows = [[f"`{task}`", seconds[task], *(mean.get((task, name), "-") for name in names)] for task in seconds]
     return f"""\
-Beside Stable-Baselines3 with RL Zoo's settings, in equal time on one core from a cold start, means of five seeds:
+Beside Stable-Baselines3 with RL Zoo's settings, in equal time on one core from a cold start, mean returns:
 
 {table(["task", "seconds", "REPPO", "PPO", "SAC"], rows)}
-On Ant an untrained policy stands still, for about 980.
+On Ant an untrained policy stands still, for about 980, and SAC has not begun to learn by then.
 [More of it](docs/results.md#beside-stable-baselines3-in-equal-time)."""
 
 
@@ -269,17 +270,19 @@ def against_section() -> str:
 
 Every run in a process of its own on one core, from a cold start: imports, compilation and evaluations count. REPPO has its
 `cpu` preset, the same on every task, and EnvPool's copy of a task where there is one. Stable-Baselines3 has the settings
-that RL Baselines3 Zoo publishes for the task, on Gymnasium's vectors; it has none for the two tasks that come from DeepMind
-Control, and REPPO is alone there. Returns are means over ten greedy episodes; seeds 10 to 14. "At a third" is what a run
-had after a third of the time, much of which REPPO spends on compiling. "Of the run" is the mean after all 800,000 steps of
-REPPO's, and after those of the Zoo's where they were made in the time. Machine: {hardware("against.json")}.
+that RL Baselines3 Zoo publishes for the task, of MuJoCo's those for Gymnasium's older release, on its own vectors of
+Gymnasium's environments; there are none for the two tasks that come from DeepMind Control, and REPPO is alone there.
+Returns are means over ten greedy episodes; seeds 10 to 14. "At a third" is what a run had after a third of the time;
+REPPO's is its untrained policy everywhere, because it compiles for longer than that. "Of the run" is the mean after all
+of an algorithm's steps, where every run made them: REPPO's are 800,000. Machine: {hardware("against.json")}.
 
 {table(found.header, rows)}
-We aimed at the return that the best of the others has at the end, in a third of the time, and miss it: a third of the time
-is over about when REPPO has compiled. By the end it is about as good as the best of them on Pendulum and CartPole, and far
-ahead on HalfCheetah. On Ant a policy that has learned nothing stands still, for about 980, and in two minutes on one core
-none of the three gets beyond that; REPPO does by the end of its run. The runs on CheetahRun and WalkerWalk shared the
-machine's other core with measurements, and their own with programs, so their seconds are too many.
+We aimed at the return that the best of the others has at the end, in a third of the time, and miss it: REPPO's first
+evaluation after training comes later. By the end it is about as good as the best of them on Pendulum and CartPole, and far
+ahead on HalfCheetah. On Ant it is the worst of the three after two minutes: from 994, which is what a policy earns that
+stands still, it falls to 56, and it is beyond that only by the end of its run. Stable-Baselines3's SAC has hardly begun to
+learn by then, on Ant and HalfCheetah: the Zoo has it collect 10,000 steps first. Seeds 10 and 11 of CheetahRun and
+WalkerWalk ran beside other programs, at half the speed.
 
 {chr(10).join(figures)}
 """

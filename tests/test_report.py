@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -112,9 +113,10 @@ def test_unequal_steps_are_told_of(sections: list[Section]) -> None:
         return report.Group(algorithm, TASKS[0], [Record(key, "complete", "", DESCRIPTION, 1, 1, None, curve)])
 
     groups = {"reppo": [group("reppo", 800_768)], "ppo": [group("ppo", 207_360)]}
-    found = {block.id: block for block in report.aggregates("laptop", groups) if isinstance(block, Table)}
-    told = found["laptop-aggregates"].caption
-    assert told == "Over 1 task: CartpoleBalance. Not after as many steps: reppo 800,768, ppo 207,360."
+    found: dict[str, Any] = {block.id: block for block in report.aggregates("laptop", groups) if hasattr(block, "id")}
+    told = "Not after as many steps: reppo 800,768, ppo 207,360."
+    assert found["laptop-aggregates"].caption == f"Over 1 task: CartpoleBalance. {told}"
+    assert all(found[f"laptop-{part}"].caption.endswith(told) for part in ("profile", "reliability-table", "improvement"))
     # Each has reached tau at its own end, though only the second one at the end of both.
     assert [row[1] for row in found["laptop-reliability-table"].rows] == ["1.000 [1.000, 1.000]"] * 2
 
@@ -185,14 +187,15 @@ def test_the_toy_is_drawn_or_said_to_be_damaged(root: Path, tmp_path: Path) -> N
 
 
 def test_runs_are_compared_in_equal_time(tmp_path: Path) -> None:
-    header = "task,algorithm,seed,compared_at,seconds,env_steps,return,return_std,episodes,command"
+    header = "task,algorithm,seed,compared_at,finished,seconds,env_steps,return,return_std,episodes,command"
     evaluations = {  # seconds and returns
         ("reppo", 1): [(10, -5), (30, 2), (80, 10), (130, 40)],
         ("reppo", 2): [(11, -7), (41, 4), (90, 20), (140, 60)],
-        ("sb3-ppo", 1): [(5, -1), (119, 3), (121, 100)],
+        ("sb3-ppo", 1): [(5, -1), (119, 3), (121, 100)],  # stopped
+        ("sb3-sac", 1): [(5, -1), (80, 7)],
     }
     rows = [
-        f"Ant-v5,{name},{seed},120,{seconds},{10 * seconds},{found},0,10,reppo"
+        f"Ant-v5,{name},{seed},120,{name != 'sb3-ppo'},{seconds},{10 * seconds},{found},0,10,reppo"
         for (name, seed), points in evaluations.items()
         for seconds, found in points
     ]
@@ -201,7 +204,8 @@ def test_runs_are_compared_in_equal_time(tmp_path: Path) -> None:
     assert table([section], "against").rows == [
         # At 40 s, seed 2 has nothing but its evaluation before training. The end of the run is not that of the time.
         ["Ant-v5", "reppo", "120", "-2", "15", "10, 20", "50"],
-        ["Ant-v5", "sb3-ppo", "120", "-1", "3", "3", "100"],
+        ["Ant-v5", "sb3-ppo", "120", "-1", "3", "3", "-"],
+        ["Ant-v5", "sb3-sac", "120", "-1", "7", "7", "7"],
     ]
     assert [figure.id for figure in blocks([section], Figure)] == ["against-Ant-v5"]
     (tmp_path / "against.csv").write_text("\n".join([header, rows[0].replace("reppo,1,120", "reppo,1,never")]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib
 import importlib.util
 import json
 from pathlib import Path
@@ -36,6 +37,18 @@ def test_settings_are_the_zoos_for_the_task_and_the_librarys_elsewhere() -> None
         config = sb3.presets(f"gymnasium:{task}", algorithm)["published"]
         config.validate()
         assert {name: getattr(config, name) for name in changes} == changes
+
+
+def test_commands_of_the_comparison_can_be_typed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    against = importlib.import_module("against")
+    for name, task in against.TASKS.items():
+        command, *words = against.command(name, against.REPPO, 10)
+        args = cli.arguments(command, words)
+        assert (args.env, args.seed) == (task.env, 10)
+        for algorithm in task.evaluations:
+            assert (name, algorithm) in sb3.ZOO, "else what is compared with are defaults"
+            cli.arguments("baseline", against.command(name, algorithm, 10)[1:])
 
 
 def test_every_setting_is_documented(root: Path) -> None:

@@ -236,7 +236,7 @@ def compared(task: str, rows: Rows) -> tuple[Figure, list[list[str]]]:
         drawn.append(Line(algorithm, grid, *statistics.sample_efficiency([seen], statistics.mean, resamples=500)))
         means = seen.mean(axis=1)
         every = ", ".join(whole(value) for value in seen[-1])
-        of_run = whole(np.mean([y[-1] for _, y in runs])) if all(x[-1] > budget for x, _ in runs) else "-"
+        of_run = whole(np.mean([y[-1] for _, y in runs])) if all(row["finished"] == "True" for row in own) else "-"
         table.append([task, algorithm, whole(budget), whole(means[len(grid) // 3]), whole(means[-1]), every, of_run])
     image = figures.lines(drawn, task, x="seconds", y="return")
     caption = f"Mean return over {len({row['seed'] for row in rows})} seeds."

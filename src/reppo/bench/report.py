@@ -214,11 +214,11 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
             shown = str(seeds[0]) if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
             rows.append([algorithm, normaliser, *values, shown])
     header = ["algorithm", "normaliser", *statistics.AGGREGATES, "seeds a task"]
-    caption = f"Over {over}."
+    unequal = ""
     if max(ends.values()) > 1.1 * min(ends.values()):
         made = ", ".join(f"{algorithm} {end:,.0f}" for algorithm, end in ends.items())
-        caption += f" Not after as many steps: {made}."
-    yield Table("Final returns", header, rows, caption, id=f"{name}-aggregates")
+        unequal = f" Not after as many steps: {made}."
+    yield Table("Final returns", header, rows, f"Over {over}.{unequal}", id=f"{name}-aggregates")
 
     curves = {
         algorithm: [normalised(group.env, REF_BEST, group.on(grids[algorithm])) for group in groups]
@@ -232,15 +232,15 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
     image = figures.lines(drawn, title, x="environment steps", y=f"IQM, {REF_BEST}")
     yield Figure(f"{name}-sample-efficiency", title, image, caption)
 
-    seconds = np.linspace(0, max(run.curve[-1, 1] for gs in of.values() for g in gs for run in g.runs), GRID)
     drawn = []
     for algorithm, groups in of.items():
+        seconds = np.linspace(0, max(run.curve[-1, 1] for group in groups for run in group.runs), GRID)
         c = [normalised(group.env, REF_BEST, group.on(seconds, "seconds")) for group in groups]
         drawn.append(Line(algorithm, seconds, *statistics.sample_efficiency(c, resamples=500)))
     title = f"Wall-clock, {name}"
     caption = (
         "Seconds since the process began, compilation included, and 0 before the first evaluation; where seeds shared a "
-        "process, of all of them together."
+        "process, of all of them together. They depend on what else the machine does, which docs/benchmarks.md tells."
     )
     image = figures.lines(drawn, title, x="seconds", y=f"IQM, {REF_BEST}")
     yield Figure(f"{name}-wall-clock", title, image, caption)
@@ -252,7 +252,7 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
         profile = statistics.bootstrap(scores, lambda s: statistics.performance_profile(s, taus), resamples=500)
         drawn.append(Line(algorithm, taus, *profile))
     title = f"Performance profile, {name}"
-    caption = f"Share of runs whose final normalised return ({REF_BEST}) is above tau."
+    caption = f"Share of runs whose final normalised return ({REF_BEST}) is above tau.{unequal}"
     image = figures.lines(drawn, title, x=f"tau, {REF_BEST}", y="share of runs", y_range=(-0.02, 1.02))
     yield Figure(f"{name}-profile", title, image, caption)
 
@@ -267,7 +267,7 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
     image = figures.lines(drawn, title, x="environment steps", y="share of runs", y_range=(-0.02, 1.02))
     yield Figure(f"{name}-reliability", title, image, caption)
     header = ["algorithm", "at the end", "never dropped after first reaching it", "ever reached"]
-    yield Table(title, header, rows, f"Shares of runs, {REF_BEST}.", id=f"{name}-reliability-table")
+    yield Table(title, header, rows, f"Shares of runs, {REF_BEST}.{unequal}", id=f"{name}-reliability-table")
 
     first, *others = of
     if others:
@@ -278,9 +278,8 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
             values.append(Bar(f"{first} > {other}", float(found.estimate), float(found.low), float(found.high)))
         title = f"Probability of improvement, {name}"
         image = figures.bars(values, title, x=f"P({first} > other)", reference=0.5)
-        yield Figure(
-            f"{name}-improvement", title, image, "Chance that a run of the first beats one of the other; ties half."
-        )
+        caption = f"Chance that a run of the first beats one of the other; ties half.{unequal}"
+        yield Figure(f"{name}-improvement", title, image, caption)
 
 
 def ordering(scores: dict[str, list[Array]], tasks: Sequence[str]) -> Note:

@@ -220,7 +220,7 @@ SUITES: dict[str, Suite] = {
         steps=dict.fromkeys(BASELINES, 200_000),
     ),
     "estimators": Suite(
-        "the three gradient estimators on a CPU, with more steps and on two tasks",
+        "the three gradient estimators on a CPU, on two tasks, with half of the preset's steps",
         ("playground:CartpoleBalance", "playground:CartpoleSwingup"),
         ESTIMATORS,
         num_seeds=10,
