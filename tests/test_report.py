@@ -113,7 +113,9 @@ def test_unequal_steps_are_told_of(sections: list[Section]) -> None:
         return report.Group(algorithm, TASKS[0], [Record(key, "complete", "", DESCRIPTION, 1, 1, None, curve)])
 
     groups = {"reppo": [group("reppo", 800_768)], "ppo": [group("ppo", 207_360)]}
-    found: dict[str, Any] = {block.id: block for block in report.aggregates("laptop", groups) if hasattr(block, "id")}
+    found: dict[str, Any] = {
+        block.id: block for block in report.aggregates("laptop", groups) if isinstance(block, Figure | Table)
+    }
     told = "Not after as many steps: reppo 800,768, ppo 207,360."
     assert found["laptop-aggregates"].caption == f"Over 1 task: CartpoleBalance. {told}"
     assert all(found[f"laptop-{part}"].caption.endswith(told) for part in ("profile", "reliability-table", "improvement"))
