@@ -282,7 +282,8 @@ evaluation after training comes later. By the end it is about as good as the bes
 ahead on HalfCheetah. On Ant it is the worst of the three after two minutes: from 994, which is what a policy earns that
 stands still, it falls to 56, and it is beyond that only by the end of its run. Stable-Baselines3's SAC has hardly begun to
 learn by then, on Ant and HalfCheetah: the Zoo has it collect 10,000 steps first. Seeds 10 and 11 of CheetahRun and
-WalkerWalk ran beside other programs, at half the speed.
+WalkerWalk ran beside other programs, at half the speed. The file was put together from three calls of the command; its
+columns `compared_at` and `finished`, and the versions of torch and Stable-Baselines3, were added afterwards.
 
 {chr(10).join(figures)}
 """

@@ -231,6 +231,8 @@ def test_figures_take_the_ink_of_the_page() -> None:
     assert "<text" in image  # text stays text
     assert image == lines([Line('a "<b>"', x, x, x - 1, x + 1)], 'a "<b>"', x="x", y="y")
     assert "name" in bars([Bar("name", 1, 0, 2)], "bars", x="x", reference=0.5)
+    path = inlined('<svg>\n   <path d="M 1.23456 4\nL 5.678 8.9"/></svg>', "t")
+    assert path == '<svg role="img" aria-label="t">\n<path d="M 1.23 4\nL 5.67 8.9"/></svg>'
     assert inlined("<?xml?><svg a='1'><g id=\"axes_1\"></g></svg>", "t") == (
         '<svg a=\'1\' role="img" aria-label="t"><g></g></svg>'
     )

@@ -83,6 +83,9 @@ def inlined(text: str, title: str) -> str:
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[A-Za-z0-9_.]+_\d+">', "<g>", text)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    # A hundredth of a point is not seen, and six digits are half of the page.
+    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text)
+    text = re.sub(r"\n\s+", "\n", text)
     text = text.replace(INK, "currentColor")
     head, _, rest = text.partition(">")
     return f'{head} role="img" aria-label="{escaped(title)}">{rest}'

@@ -161,12 +161,11 @@ class Suite:
     preset: str
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  #: of `Config`, in place of the preset's
     steps: Mapping[str, int] = dataclasses.field(default_factory=dict)  #: of single algorithms, in place of the suite's
-    first_seed: int = 0
     together: int = 1  #: seeds that share a process, vectorised on one device
 
     @property
     def seeds(self) -> range:
-        return range(self.first_seed, self.first_seed + self.num_seeds)
+        return range(self.num_seeds)
 
     def configured(self, algorithm: str) -> Config:
         """The configuration of an algorithm; raises `ConfigError` where it does not fit."""
