@@ -17,6 +17,7 @@ import pytest
 import reppo
 from reppo import collector, loop
 from reppo.collector import compile_over_seeds
+from reppo.compiling import Options
 from reppo.config import Config
 from reppo.envs.autoreset import AutoReset
 from reppo.envs.spec import EnvSpec
@@ -91,9 +92,11 @@ class Shared:
         key = "learner", self.variant, spec.name, self._meaning(config)
         return self._once(lambda: self._make_learner(config, spec), *key)
 
-    def compile_over_seeds(self, function: Callable[..., Any], num_seeds: int, in_axes: Sequence[int | None]) -> Any:
+    def compile_over_seeds(
+        self, function: Callable[..., Any], num_seeds: int, in_axes: Sequence[int | None], options: Options
+    ) -> Any:
         # The learner is kept, too, and with it the functions that it is made of.
-        return self._once(lambda: compile_over_seeds(function, num_seeds, in_axes), function, num_seeds)
+        return self._once(lambda: compile_over_seeds(function, num_seeds, in_axes, options), function, num_seeds)
 
     def make_programs(self, env: AutoReset, eval_env: AutoReset, learner: Any, config: Config, num_seeds: int) -> Any:
         key = "programs", self.variant, env.env.name, env.episode_length, eval_env.num_envs, self._meaning(config), num_seeds

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from reppo import compiling
 from reppo.config import ConfigError, RunConfig
 from reppo.envs.autoreset import LARGEST, AutoReset, First
 from reppo.envs.base import Env
@@ -108,10 +109,14 @@ def over_seeds(function: Callable[..., Any], num_seeds: int, in_axes: Sequence[i
 
 
 def compile_over_seeds(
-    function: Callable[..., Any], num_seeds: int, in_axes: Sequence[int | None], donate: tuple[int, ...] = ()
+    function: Callable[..., Any],
+    num_seeds: int,
+    in_axes: Sequence[int | None],
+    options: compiling.Options,
+    donate: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
     """A compiled program over ``K`` seeds: arguments and results have a leading axis ``[K]``, but for axes None."""
-    return jax.jit(over_seeds(function, num_seeds, in_axes), donate_argnums=donate)
+    return compiling.compiled(over_seeds(function, num_seeds, in_axes), options, donate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +138,7 @@ def make_programs(env: AutoReset, eval_env: AutoReset, learner: Learner, config:
         def act(state: PyTree, env_state: PyTree, key: jax.Array, greedy: jax.Array) -> Any:
             return rollout(env, learner, learner.policy(state), env_state, key, config.num_steps, greedy)
 
-        return compile_over_seeds(act, num_seeds, [0, 0, 0, None], donate=(1,))
+        return compile_over_seeds(act, num_seeds, [0, 0, 0, None], compiling.SIMULATOR, donate=(1,))
 
     def begin(first: First, key: jax.Array) -> PyTree:
         return env.begin(first, key if config.stagger_episodes else None)
@@ -144,11 +149,11 @@ def make_programs(env: AutoReset, eval_env: AutoReset, learner: Learner, config:
 
     training = roll_out(env)
     return Programs(
-        first=compile_over_seeds(env.first, num_seeds, [0]),
-        begin=compile_over_seeds(begin, num_seeds, [0, 0]),
-        refresh=compile_over_seeds(env.refresh, num_seeds, [0, 0], donate=(0,)),
+        first=compile_over_seeds(env.first, num_seeds, [0], compiling.RESET),
+        begin=compile_over_seeds(begin, num_seeds, [0, 0], compiling.SELDOM),
+        refresh=compile_over_seeds(env.refresh, num_seeds, [0, 0], compiling.SELDOM, donate=(0,)),
         rollout=training,
-        begin_evaluation=compile_over_seeds(begin_evaluation, num_seeds, [0]),
+        begin_evaluation=compile_over_seeds(begin_evaluation, num_seeds, [0], compiling.SELDOM),
         evaluate=training if eval_env.num_envs == env.num_envs else roll_out(eval_env),
     )
 
@@ -175,10 +180,8 @@ class JaxCollector:
         self.env_state = self.programs.begin(first, self.keys(Stream.STAGGER))
 
     def like(self) -> PyTree:
-        def begin(keys: jax.Array) -> PyTree:
-            return self.programs.begin(self.programs.first(keys), keys)
-
-        return jax.eval_shape(begin, self.keys(Stream.FIRST, 0))
+        keys = self.keys(Stream.FIRST, 0)
+        return jax.eval_shape(self.programs.begin, jax.eval_shape(self.programs.first, keys), keys)
 
     def restore(self, env_state: PyTree, iteration: int) -> str | None:
         del iteration

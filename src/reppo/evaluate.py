@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from reppo import envs
+from reppo import compiling, envs
 from reppo.config import ConfigError
 from reppo.envs.autoreset import AutoReset
 from reppo.envs.host import HostVectorEnv
@@ -130,11 +130,9 @@ class GreedyEpisodes:
         vector_env = AutoReset(env, num_envs, spec.time_limit, (spec.action_low, spec.action_high))
         self.num_envs = num_envs
 
-        @jax.jit
         def start(key: jax.Array) -> Any:
             return vector_env.begin(vector_env.first(key))
 
-        @jax.jit
         def steps(params: PyTree, env_state: Any, key: jax.Array) -> tuple[Any, Any]:
             def step(env_state: Any, key: jax.Array) -> tuple[Any, Any]:
                 env_state, timestep = vector_env.step(env_state, act(params, env_state.obs), key)
@@ -142,7 +140,8 @@ class GreedyEpisodes:
 
             return jax.lax.scan(step, env_state, jax.random.split(key, CHUNK))
 
-        self._start, self._steps = start, steps
+        self._start = compiling.compiled(start, compiling.RESET)
+        self._steps = compiling.compiled(steps, compiling.SIMULATOR)
 
     def __call__(self, params: PyTree, number: int, seed: int) -> list[Evaluation]:
         """``number`` batches of ``N`` episodes."""

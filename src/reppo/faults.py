@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import optax
 
-from reppo import algorithms, envs, reppo
+from reppo import algorithms, compiling, envs, reppo
 from reppo.checkpoint import CheckpointError, from_host, to_host
 from reppo.config import Config, ConfigError, RunConfig
 from reppo.envs.autoreset import LARGEST, AutoReset, is_floating
@@ -98,7 +98,8 @@ def _step_like(env: envs.Env) -> PyTree:
 
 def _step(saved: PyTree, env: envs.Env, config: RunConfig, spec: EnvSpec) -> str:
     vector_env = AutoReset(env, config.num_envs, spec.time_limit, (spec.action_low, spec.action_high))
-    after, transition = jax.jit(vector_env.step_alone)(saved["state"], saved["action"], saved["key"], saved["index"])
+    step_alone = compiling.compiled(vector_env.step_alone, compiling.SIMULATOR)
+    after, transition = step_alone(saved["state"], saved["action"], saved["key"], saved["index"])
     wrong = [*_wrong(transition.obs, "obs"), *_wrong(transition.reward, "reward"), *_wrong(after, "state", state=True)]
     place = f"environment {int(saved['index'])}, action {np.asarray(saved['action']).tolist()}"
     return "\n".join([f"{place}:", *wrong] if wrong else [f"{place}: {NOT_REPRODUCED}"])

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from reppo import algorithms, checkpoint, envs, export, faults, run_directory
+from reppo import algorithms, checkpoint, compiling, envs, export, faults, run_directory
 from reppo.algorithms import make_learner
 from reppo.collector import Collected, Collector, JaxCollector, Keys, Stream, compile_over_seeds
 from reppo.config import PRESETS, ConfigError, RunConfig, shown_count
@@ -60,7 +60,8 @@ class Run:
     def __init__(self, env: envs.AnyEnv, config: RunConfig, seeds: Sequence[int], directory: Path | None):
         config.validate()
         self.config, self.seeds, self.directory = config, list(seeds), directory
-        self.spec: EnvSpec = resolve(env.spec(), config)
+        with jax.default_matmul_precision(config.precision):  # what is traced here is then not traced again in `_drive`
+            self.spec: EnvSpec = resolve(env.spec(), config)
         self.algorithm = algorithms.name_of(config)
         self.learner = make_learner(config, self.spec)
         #: whether the state holds a replay memory, so that an update overwrites it instead of copying it
@@ -68,10 +69,10 @@ class Run:
         self.key = Keys(self.seeds)
         kind = HostCollector if isinstance(env, envs.HostEnv) else JaxCollector
         self.collector: Collector = kind(env, self.spec, self.learner, config, self.key)  # pyright: ignore
-        self.init = compile_over_seeds(self.learner.init, len(self.seeds), [0])
+        self.init = compile_over_seeds(self.learner.init, len(self.seeds), [0], compiling.SELDOM)
         # A state is donated only where it is large: if a gradient is not finite, it takes the old one to make it again.
         in_place = {"donate": (0,)} if self.replays else {}
-        self.update = compile_over_seeds(self.learner.update, len(self.seeds), [0, 0, 0], **in_place)
+        self.update = compile_over_seeds(self.learner.update, len(self.seeds), [0, 0, 0], compiling.NETWORKS, **in_place)
         self.history: list[dict[str, float]] = []
         self.evaluations: list[dict[str, float]] = []
         self.returns = np.full((len(self.seeds), 0), np.nan)

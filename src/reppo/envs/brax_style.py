@@ -30,13 +30,15 @@ class BraxStyle(Env):
         self.value_range = value_range
         self.max_return = max_return
         self._name = name
+        # Its shapes are asked for, and later it is compiled: as a compiled function it is traced once for both.
+        self._reset = jax.jit(env.reset)
 
     @property
     def name(self) -> str:
         return self._name
 
     def reset(self, key: jax.Array) -> tuple[Any, PyTree]:
-        state = self.inner.reset(key)
+        state = self._reset(key)
         return state, state.obs
 
     def step(self, state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, Transition]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from reppo import compiling
 from reppo.config import ConfigError
 from reppo.envs.autoreset import AutoReset, AutoResetState
 from reppo.envs.base import Env
@@ -54,8 +55,10 @@ class JaxStepper:
             return AutoReset(env, num_envs, limit, (spec.action_low, spec.action_high))
 
         self.limit = spec.time_limit
-        self._begin = jax.jit(lambda key: limited(0).begin(limited(0).first(key)))
-        self._step = jax.jit(lambda state, action, key, limit: limited(limit).step(state, action, key))
+        self._begin = compiling.compiled(lambda key: limited(0).begin(limited(0).first(key)), compiling.RESET)
+        self._step = compiling.compiled(
+            lambda state, action, key, limit: limited(limit).step(state, action, key), compiling.SIMULATOR
+        )
         self._state: AutoResetState | None = None
         self._key = jax.random.key(0)
 

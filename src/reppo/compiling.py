@@ -1,0 +1,51 @@
+"""How XLA compiles a run's programs where they run on a CPU.
+
+There a short run waits for the compiler longer than for its own work. Most of that is spent on programs that contain a
+simulator, which are hundreds of small loops: XLA's newer emitter of fused loops compiles them half as fast as its older
+one, and what it makes of a simulator with contacts is slower, too (docs/decisions/0016-compiling.md has the figures).
+On other devices XLA's defaults stay.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+Options = Mapping[str, bool | int]
+
+#: The networks' programs: XLA's defaults, which make the fastest matrix products.
+NETWORKS: Options = {}
+
+#: A program that steps a simulator.
+SIMULATOR: Options = {"xla_cpu_use_fusion_emitters": False}
+
+#: A simulator's reset: it is seldom run, but some simulate hundreds of steps in it.
+RESET: Options = {**SIMULATOR, "xla_backend_optimization_level": 1}
+
+#: A program that takes microseconds, and is run once or now and then.
+SELDOM: Options = {**SIMULATOR, "xla_backend_optimization_level": 0}
+
+
+def compiled(function: Callable[..., Any], options: Options, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+    """``jax.jit`` with these options, as far as this device's compiler has them."""
+    return jax.jit(function, donate_argnums=donate, compiler_options=known(options))
+
+
+def known(options: Options) -> dict[str, bool | int]:
+    """Those of the options that this version of XLA has; none on another device than a CPU."""
+    if jax.default_backend() != "cpu":
+        return {}
+    return {name: value for name, value in options.items() if _accepts(name, value)}
+
+
+@functools.cache
+def _accepts(name: str, value: bool | int) -> bool:
+    """XLA's options come and go, and an unknown one is an error: try it on nothing."""
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except (jax.errors.JaxRuntimeError, ValueError):
+        return False
+    return True
