@@ -1,0 +1,44 @@
+"""Options of the compiler: which of them reach it, and that they change no result but in its last digits."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+
+from reppo import compiling, envs
+from reppo.config import PRESETS
+from reppo.loop import Run
+
+
+def test_an_option_that_this_compiler_does_not_have_is_left_out() -> None:
+    options = {"xla_backend_optimization_level": 0, "xla_cpu_there_is_no_such_option": True}
+    assert compiling.known(options) == {"xla_backend_optimization_level": 0}
+    assert compiling.compiled(lambda x: x + 1, options)(1.0) == 2.0
+
+
+def test_other_devices_keep_the_defaults_of_the_compiler() -> None:
+    with mock.patch.object(jax, "default_backend", return_value="gpu"):
+        assert compiling.known(compiling.SELDOM) == {}
+
+
+@pytest.mark.parametrize("options", [compiling.SIMULATOR, compiling.RESET, compiling.SELDOM])
+def test_the_compiler_of_this_version_has_every_option(options: compiling.Options) -> None:
+    assert compiling.known(options) == options
+
+
+def test_a_rollout_is_the_same_with_and_without_them() -> None:
+    def one_iteration() -> dict[str, np.ndarray]:
+        run = Run(envs.make("gymnax:Pendulum-v1"), PRESETS["cpu"], [3], None)
+        run.start()
+        rows = run.collector.collect(run.state, 0).rows
+        return {"obs": rows.obs, "reward": rows.reward, "next_obs": rows.next_obs}
+
+    ours = one_iteration()
+    with mock.patch.object(compiling, "known", return_value={}):
+        defaults = one_iteration()
+    assert np.ptp(ours["reward"]) > 1
+    for name, values in ours.items():
+        np.testing.assert_allclose(values, defaults[name], rtol=1e-4, atol=1e-4, err_msg=name)
