@@ -7,7 +7,7 @@ Every run is a command of ``reppo``, with its default settings on a CPU, in a pr
 seconds count from the start of the process, imports and compilation included, without a compilation cache. REPPO trains to
 the end of its ``cpu`` preset, and what it had at the task's time is compared; the others are stopped then, if RL Zoo's
 number of steps does not end them before. The table holds every evaluation of every seed. Runs that are there already are
-kept, so an interrupted benchmark goes on.
+kept, so an interrupted benchmark goes on: every row says on which processor and at which revision it was made.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ TASKS = {
 REPPO = "reppo"
 COLUMNS: Sequence[str] = (
     "task", "algorithm", "seed", "compared_at", "finished", "seconds", "env_steps", "return", "return_std", "episodes",
-    "command",
+    "command", "cpu", "revision",
 )  # fmt: skip
 EPISODES = 10  #: of an evaluation
 
@@ -68,7 +68,7 @@ def command(name: str, algorithm: str, seed: int) -> list[str]:
 
 def measure(name: str, algorithm: str, seed: int, core: int) -> list[dict[str, Any]]:
     """The evaluations of one run, as far as it came in its time."""
-    task = TASKS[name]
+    task, here = TASKS[name], provenance.provenance()
     words = command(name, algorithm, seed)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
@@ -104,6 +104,8 @@ def measure(name: str, algorithm: str, seed: int, core: int) -> list[dict[str, A
             "return_std": round(float(row["eval/return_std"]), 1),
             "episodes": EPISODES,
             "command": " ".join(["reppo", *words]),
+            "cpu": here["hardware"]["cpu"],
+            "revision": here["git"],
         }
         for row in rows
     ]

@@ -1,7 +1,7 @@
 """What the compiler's options of `reppo.compiling` are worth: seconds to compile, and milliseconds to run, on a CPU.
 
     python benchmarks/compiling.py                      # results/compiling.csv
-    python benchmarks/compiling.py --tasks playground:CheetahRun
+    python benchmarks/compiling.py --tasks playground:CheetahRun --out cheetah.csv
 
 Both sets of options are in one process, and their programs run in turns: `xla` is the compiler's default, `reppo` what a
 run uses. `update` has the defaults in both, and tells how steady the machine was. Compiling is given in processor seconds,
@@ -104,8 +104,11 @@ def measure(name: str) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="*", default=list(TASKS))
-    parser.add_argument("--out", type=Path, default=RESULTS / "compiling.csv")
+    parser.add_argument("--out", type=Path, help="the table, written anew; unset, results/compiling.csv")
     args = parser.parse_args()
+    if args.out is None and args.tasks != list(TASKS):
+        parser.error("--tasks needs --out: results/compiling.csv has all tasks")
+    args.out = args.out or RESULTS / "compiling.csv"
     args.out.with_suffix(".json").write_text(json.dumps(provenance.provenance(), indent=2) + "\n")
     with args.out.open("w", newline="") as file:
         table = csv.DictWriter(file, COLUMNS)

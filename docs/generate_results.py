@@ -246,6 +246,32 @@ On CheetahRun with the `cpu` preset, the simulation takes {float(cheetah["rollou
 """
 
 
+def compiling() -> str:
+    lines = []
+    for env, rows in by_env(read("compiling.csv")):
+        found = {(row["program"], row["options"]): row for row in rows}
+        for program in dict.fromkeys(row["program"] for row in rows):
+            pair = [found[program, options] for options in ("xla", "reppo")]
+            seconds = [f"{float(row['compile_cpu_seconds']):.1f}" for row in pair]
+            lines.append([f"`{env}`", program, *seconds, *(row["run_ms"] or "-" for row in pair)])
+        totals = [sum(float(row["compile_cpu_seconds"]) for row in rows if row["options"] == o) for o in ("xla", "reppo")]
+        lines.append([f"`{env}`", "all", *(f"{total:.1f}" for total in totals), "", ""])
+    return table(["task", "program", "compile, XLA's defaults", "compile", "run, XLA's defaults", "run"], lines)
+
+
+def compiling_section() -> str:
+    return f"""\
+## Compiling
+
+    python benchmarks/compiling.py
+
+What the options of `reppo.compiling` are worth with the `cpu` preset: processor seconds to compile, milliseconds to run
+once, the two in turns. `update` has XLA's defaults in both columns, and shows how steady the machine was.
+Machine: {hardware("compiling.json")}. [Decision 0016](decisions/0016-compiling.md) has the reasons.
+
+{compiling()}"""
+
+
 def memory_section() -> str:
     rows = [[f"`{row['command']}`", row["peak_memory_mb"]] for row in read("memory.csv")]
     return f"""\
@@ -295,6 +321,7 @@ SECTIONS = {
     "tasks.csv": tasks_section,
     "samples.csv": samples_section,
     "throughput.csv": throughput_section,
+    "compiling.csv": compiling_section,
     "memory.csv": memory_section,
     "against.csv": against_section,
 }

@@ -276,11 +276,86 @@ def test_a_run_that_cannot_be_resumed_is_begun_anew(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(ALGORITHMS, "other", suites.Algorithm("another", command=("other",), resumes=False))
     bench, _ = benching(tmp_path, in_this_process, monkeypatch)
     (job,) = make_plan("small", dataclasses.replace(SMALL, algorithms=("other",)), bench.results).jobs
+    assert job.config is not None
     directory = bench.work / job.name
     directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps({"env": job.env, "seeds": [0, 1], "config": {}, "algorithm": "other"}))
+    description = {"env": job.env, "seeds": [0, 1], "config": dataclasses.asdict(job.config), "algorithm": "other"}
+    (directory / "config.json").write_text(json.dumps(description))
     assert runner.is_of(job, directory)
     assert bench.free_directory(job) == directory.with_name(directory.name + "-2")
+
+
+def baseline(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> tuple[Job, Path]:
+    """A job of a baseline that cannot be resumed, and a finished run of it that nobody has recorded."""
+    monkeypatch.setitem(ALGORITHMS, "other", suites.Algorithm("another", command=("other",), resumes=False))
+    (own,) = make_plan("small", SMALL, bench.results).jobs
+    assert cli.main([*own.command, "--out", str(bench.work / "made")]) == 0
+    (job,) = make_plan("small", dataclasses.replace(SMALL, algorithms=("other",)), bench.results).jobs
+    directory = bench.work / job.name
+    directory.parent.mkdir(parents=True)
+    (bench.work / "made").rename(directory)
+    description = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**description, "algorithm": "other"}))
+    return job, directory
+
+
+def test_a_run_that_ended_when_nobody_recorded_it_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unexpected(words: Sequence[str], log: Path) -> int:
+        raise AssertionError
+
+    bench, said = benching(tmp_path, unexpected, monkeypatch)
+    job, directory = baseline(monkeypatch, bench)
+    bench.run([job])
+    assert not bench.failed
+    seconds = json.loads((directory / "summary.json").read_text())["seconds"]
+    assert said[0].endswith(f"({seconds:.0f} s)")
+    assert [record.status for record in records.read_all(bench.results).records] == 2 * ["complete"]
+    # One that has not ended is no result: it would be run again, in a directory of its own.
+    (directory / "summary.json").unlink()
+    assert bench.left_behind(job) is None
+
+
+def test_a_baseline_of_other_steps_is_neither_taken_nor_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, _ = benching(tmp_path, in_this_process, monkeypatch)
+    job, directory = baseline(monkeypatch, bench)
+    assert job.config is not None
+    longer = dataclasses.replace(SMALL, algorithms=("other",), options={**CHANGES, "total_steps": 384})
+    (other,) = make_plan("small", longer, bench.results).jobs
+    assert runner.is_of(job, directory)
+    assert not runner.is_of(other, directory)
+    assert bench.left_behind(other) is None
+    bench.run([job])
+    with pytest.raises(ConfigError, match=r"was made with other options .*total_steps 192 -> 384"):
+        make_plan("small", longer, bench.results)
+
+
+def test_a_run_that_ends_while_the_bench_is_stopped_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends(words: Sequence[str], log: Path) -> int:
+        code = in_this_process(words, log)
+        bench._stopping.set()
+        return code
+
+    bench, _ = benching(tmp_path, ends, monkeypatch)
+    bench.run(make_plan("small", SMALL, bench.results).jobs)
+    assert len(records.read_all(bench.results).records) == 2
+
+
+def test_a_failure_does_not_replace_what_another_bench_has_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = benching(tmp_path, in_this_process, monkeypatch)
+    jobs = make_plan("small", SMALL, first.results).jobs
+
+    def late(words: Sequence[str], log: Path) -> int:
+        del words, log
+        dataclasses.replace(first, work=tmp_path / "elsewhere").run(jobs)
+        return 2
+
+    second, said = benching(tmp_path, late, monkeypatch)
+    second.run(jobs)
+    assert "failed" in said[0]
+    assert [record.status for record in records.read_all(first.results).records] == 2 * ["complete"]
+    # And a plan that is older than a result is not carried out.
+    second.run(jobs)
+    assert len(said) == 1
 
 
 def test_a_directory_of_another_run_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,6 +457,15 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
         if field.name != "curve":
             written = json.loads(json.dumps(getattr(record(), field.name)))
             assert json.loads(json.dumps(getattr(back, field.name))) == written, field.name
+
+
+def test_a_damaged_result_is_set_aside_before_its_place_is_taken(tmp_path: Path) -> None:
+    path = records.write(record(), tmp_path)
+    path.with_suffix(".csv").write_bytes(b"not the table")
+    assert records.write(record(), tmp_path) == path
+    assert records.read(path).returns.tolist() == record().returns.tolist()
+    assert path.with_name(path.stem + ".csv.damaged").read_bytes() == b"not the table"
+    assert path.with_name(path.name + ".damaged").exists()
 
 
 def test_a_return_that_is_not_finite_counts_as_the_one_before() -> None:

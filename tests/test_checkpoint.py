@@ -24,6 +24,7 @@ from hypothesis import given, settings
 
 from reppo import checkpoint
 from reppo.checkpoint import CheckpointError, Damaged, Progress
+from reppo.files import set_aside
 
 RUN = {"env": "probe:TargetReach", "seeds": [0], "config": {"gamma": 0.99}}
 ARRAYS = {
@@ -280,10 +281,10 @@ def test_the_newest_sound_checkpoint_is_found_and_the_damaged_ones_are_named(sou
     assert found is not None
     assert found.progress.env_steps == 100
     assert list(problems) == damaged[::-1]
-    aside = [checkpoint.set_aside(path) for path in damaged]
+    aside = [set_aside(path) for path in damaged]
     assert [path.name for path in aside] == ["000000000200.damaged", "000000000300.damaged"]
     assert checkpoint.newest(tmp_path)[1] == {}
-    again = checkpoint.set_aside(manifest_only(tmp_path, 200))
+    again = set_aside(manifest_only(tmp_path, 200))
     assert again.name == "000000000200.damaged1"
     shutil.rmtree(tmp_path / sound.name)
     (manifest_only(tmp_path, 100) / "manifest.json").unlink()

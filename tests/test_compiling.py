@@ -24,6 +24,11 @@ def test_other_devices_keep_the_defaults_of_the_compiler() -> None:
         assert compiling.known(compiling.SELDOM) == {}
 
 
+def test_the_users_flags_are_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=true --xla_dump_to=")
+    assert compiling.known(compiling.SELDOM) == {"xla_backend_optimization_level": 0}
+
+
 @pytest.mark.parametrize("options", [compiling.SIMULATOR, compiling.RESET, compiling.SELDOM])
 def test_the_compiler_of_this_version_has_every_option(options: compiling.Options) -> None:
     assert compiling.known(options) == options

@@ -91,6 +91,17 @@ def test_every_figure_and_table_is_in_both_pages(sections: list[Section]) -> Non
     assert 'name="viewport"' in page
 
 
+def test_only_its_own_figures_are_deleted(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "figures").mkdir()
+    own, foreign = tmp_path / "figures" / "an-old-one.svg", tmp_path / "figures" / "of-somebody-else.svg"
+    own.touch()
+    foreign.touch()
+    (tmp_path / "report.md").write_text("![An old one](figures/an-old-one.svg)\n")
+    report.write(results, tmp_path)
+    assert not own.exists()
+    assert foreign.exists()
+
+
 def test_the_numbers_are_those_of_the_runs(sections: list[Section]) -> None:
     rows = {(row[0], row[1]): row for row in table(sections, "estimators-aggregates").rows}
     # Finals 900, 910, 920, 930 on both tasks; and 300, 301.

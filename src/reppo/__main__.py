@@ -7,8 +7,8 @@ import sys
 
 def main() -> int:
     """Entry point; returns the exit code."""
-    # Python's collector walks over everything that imports and traces have made, again and again: two seconds of a start.
-    gc.set_threshold(100_000, 20, 100)
+    # Python's collector walks over all that imports and traces have made, again and again: more than a second of a start.
+    gc.set_threshold(100_000, 10, 10)
     # Importing takes seconds. Until it is done Ctrl-C ends the program as SIGTERM does, without a word about where it was.
     heeds_ctrl_c = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if heeds_ctrl_c:

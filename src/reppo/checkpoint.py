@@ -31,7 +31,6 @@ from reppo.types import PyTree
 
 FORMAT = "reppo-checkpoint-1"
 REMOVED = ".removed"  #: suffix of one that is being deleted
-DAMAGED = ".damaged"  #: suffix of one that a resumed run has passed over
 EVALUATED = "-evaluated"  #: suffix of a checkpoint taken after the evaluation at its step
 NAME = re.compile(rf"(\d{{12,}})({EVALUATED})?")
 
@@ -167,14 +166,6 @@ def remove(path: Path) -> None:
     _delete(removed)
     path.rename(removed)
     _delete(removed)
-
-
-def set_aside(path: Path) -> Path:
-    """Give a damaged checkpoint a name under which it is neither used nor counted nor deleted."""
-    names = (path.with_name(path.name + DAMAGED + (f"{i}" if i else "")) for i in range(1000))
-    aside = next(name for name in names if not name.exists())
-    path.rename(aside)
-    return aside
 
 
 def sweep(directory: Path) -> None:

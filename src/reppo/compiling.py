@@ -1,14 +1,15 @@
 """How XLA compiles a run's programs where they run on a CPU.
 
 There a short run waits for the compiler longer than for its own work. Most of that is spent on programs that contain a
-simulator, which are hundreds of small loops: XLA's newer emitter of fused loops compiles them half as fast as its older
-one, and what it makes of a simulator with contacts is slower, too (docs/decisions/0016-compiling.md has the figures).
+simulator, which are hundreds of small loops; XLA's newer emitter of fused loops compiles them more slowly than its older
+one (docs/decisions/0016-compiling.md).
 On other devices XLA's defaults stay.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,7 +26,7 @@ SIMULATOR: Options = {"xla_cpu_use_fusion_emitters": False}
 #: A simulator's reset: it is seldom run, but some simulate hundreds of steps in it.
 RESET: Options = {**SIMULATOR, "xla_backend_optimization_level": 1}
 
-#: A program that takes microseconds, and is run once or now and then.
+#: A program that is run once, or does next to nothing.
 SELDOM: Options = {**SIMULATOR, "xla_backend_optimization_level": 0}
 
 
@@ -35,10 +36,12 @@ def compiled(function: Callable[..., Any], options: Options, donate: tuple[int, 
 
 
 def known(options: Options) -> dict[str, bool | int]:
-    """Those of the options that this version of XLA has; none on another device than a CPU."""
+    """Those of the options that this version of XLA has, and that ``XLA_FLAGS`` does not set; none on another device than
+    a CPU."""
     if jax.default_backend() != "cpu":
         return {}
-    return {name: value for name, value in options.items() if _accepts(name, value)}
+    flags = os.environ.get("XLA_FLAGS", "")
+    return {name: value for name, value in options.items() if f"--{name}" not in flags and _accepts(name, value)}
 
 
 @functools.cache

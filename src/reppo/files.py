@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 PARTIAL = ".partial"  #: suffix of what is being written
+DAMAGED = ".damaged"  #: suffix of what cannot be read, and has been passed over
 
 
 def sync(path: Path) -> None:
@@ -79,3 +80,11 @@ def _decompresses(data: bytes) -> bool:
     with contextlib.suppress(zlib.error):
         stream.decompress(data)
     return stream.eof
+
+
+def set_aside(path: Path) -> Path:
+    """Give something damaged a name under which it is neither used nor counted nor deleted."""
+    names = (path.with_name(path.name + DAMAGED + (f"{i}" if i else "")) for i in range(1000))
+    aside = next(name for name in names if not name.exists())
+    path.rename(aside)
+    return aside

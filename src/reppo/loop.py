@@ -29,7 +29,7 @@ from reppo.config import PRESETS, ConfigError, RunConfig, shown_count
 from reppo.envs.host import SimulatorError
 from reppo.envs.spec import EnvSpec, resolve
 from reppo.evaluate import Evaluation
-from reppo.files import write_json
+from reppo.files import set_aside, write_json
 from reppo.host_collector import HostCollector
 from reppo.interrupt import Interrupt, Stopped
 from reppo.plot import plot_run, read_rows
@@ -60,7 +60,7 @@ class Run:
     def __init__(self, env: envs.AnyEnv, config: RunConfig, seeds: Sequence[int], directory: Path | None):
         config.validate()
         self.config, self.seeds, self.directory = config, list(seeds), directory
-        with jax.default_matmul_precision(config.precision):  # what is traced here is then not traced again in `_drive`
+        with jax.default_matmul_precision(config.precision):  # a compiled reset is then not traced again, see `BraxStyle`
             self.spec: EnvSpec = resolve(env.spec(), config)
         self.algorithm = algorithms.name_of(config)
         self.learner = make_learner(config, self.spec)
@@ -403,7 +403,7 @@ def resume(
             return _nothing_to_do(run, sinks)
         # Until here nothing on the disk has been changed.
         for path, problem in damaged.items():
-            aside = checkpoint.set_aside(path)
+            aside = set_aside(path)
             run.notes.append(f"{problem}; it is now {aside.name}, and the run goes on from {run.env_steps:,} steps")
         checkpoint.sweep(directory / "checkpoints")
         run_directory.rewind(directory, positions)

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reppo.config import Config, ConfigError
-from reppo.files import replacing, write_json
+from reppo.files import replacing, set_aside, write_json
 
 FORMAT = "reppo-run-1"
 COLUMNS = ("env_steps", "seconds", "return", "return_std", "episodes")
@@ -103,11 +103,15 @@ def table(curve: NDArray[np.float64]) -> bytes:
 
 
 def write(record: Record, results: Path) -> Path:
-    """Both files of a run, the JSON file last; returns the latter's path."""
+    """Both files of a run, the JSON file last; returns the latter's path.
+
+    Files in their place that cannot be read get another name: perhaps somebody can mend them.
+    """
     path = record.key.path(results)
     data = table(record.curve)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        set_aside_damaged(path)
         with replacing(path.with_suffix(".csv")) as file:
             file.write(data)
         values = {
@@ -127,6 +131,18 @@ def write(record: Record, results: Path) -> Path:
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
     return path
+
+
+def set_aside_damaged(path: Path) -> None:
+    """Rename both files of a run where it cannot be read: neither is used then, nor written over."""
+    if not path.exists():  # a table alone is of a process that was killed in between; its run directory has it
+        return
+    try:
+        read(path)
+    except ConfigError:
+        for file in (path, path.with_suffix(".csv")):
+            if file.exists():
+                set_aside(file)
 
 
 # ------------------------------------------------------------------------------------------------ reading

@@ -11,6 +11,7 @@ What is missing is listed with the command that would make it.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -58,14 +59,20 @@ def write(results: Path, out: Path | None = None) -> list[Path]:
         files[out / "figures" / f"{block.id}.svg"] = block.standalone
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
-        for old in set((out / "figures").glob("*.svg")) - files.keys():
-            old.unlink()
+        for old in figures_of(out / "report.md") - files.keys():
+            old.unlink(missing_ok=True)
         for path, text in files.items():
             with replacing(path) as file:
                 file.write(text.encode())
     except OSError as error:
         raise ConfigError(f"cannot write {error.filename or out}: {error.strerror}") from error
     return list(files)
+
+
+def figures_of(page: Path) -> set[Path]:
+    """The figures of a page that is there already; others in its folder are somebody else's."""
+    text = page.read_text() if page.is_file() else ""
+    return {page.parent / found for found in re.findall(r"\((figures/[\w.-]+\.svg)\)", text)}
 
 
 def page(results: Path) -> list[Section]:

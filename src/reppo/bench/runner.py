@@ -7,9 +7,11 @@ resumed. What is recorded is read back from its files once it has ended, so a ha
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import csv
 import dataclasses
 import json
+import math
 import shlex
 import sys
 import threading
@@ -24,7 +26,7 @@ from reppo import envs, options, run_directory
 from reppo.bench import records
 from reppo.bench.launchers import Launcher, Process
 from reppo.bench.records import Key, Record
-from reppo.bench.suites import ALGORITHMS, Algorithm, Suite
+from reppo.bench.suites import ALGORITHMS, Suite
 from reppo.config import PRESETS, Config, ConfigError, nearest
 from reppo.interrupt import STOPPED
 
@@ -64,8 +66,7 @@ class Job:
         seeds = ["--seed", str(self.seeds[0]), *(["--seeds", str(len(self.seeds))] if len(self.seeds) > 1 else [])]
         if algorithm.is_reppo:
             return [*algorithm.command, self.env, "--preset", self.preset, *seeds, *as_options(self.config, self.preset)]
-        kept = ("total_steps", "num_evals", "eval_episodes")
-        words = [word for name in kept for word in (options.flag(name), str(getattr(self.config, name)))]
+        words = [word for name in GIVEN for word in (options.flag(name), str(getattr(self.config, name)))]
         preset = ["--preset", algorithm.presets[self.preset]] if self.preset in algorithm.presets else []
         return [*algorithm.command, self.env, *preset, *seeds, *words]
 
@@ -151,7 +152,7 @@ def make_plan(
             for seed in all_seeds:
                 record = there.get(Key(name, algorithm, env, seed))
                 if record is not None and record.status != "failed":
-                    refuse_other_options(record, config, ALGORITHMS[algorithm], results)
+                    refuse_other_options(record, config, results)
                     plan.done.append(record.key)
                 else:
                     missing.append(seed)
@@ -206,11 +207,9 @@ def unsuited(algorithm: str, env: str) -> str:
     return ""
 
 
-def refuse_other_options(record: Record, config: Config, algorithm: Algorithm, results: Path) -> None:
+def refuse_other_options(record: Record, config: Config, results: Path) -> None:
     """Raise `ConfigError` where a result is of the same run with other options: skipping it would pass it off as this."""
-    if not algorithm.is_reppo:
-        return
-    if changed := records.differences(record.config, dataclasses.asdict(config)):
+    if changed := other_options(record.key.algorithm, record.config, config):
         raise ConfigError(
             f"{record.key.path(results)} was made with other options than {record.key.suite} has now "
             f"({', '.join(changed)}): move it and its table elsewhere, or choose another --results"
@@ -280,15 +279,17 @@ class Bench:
 
     def job(self, job: Job) -> list[Job]:
         """Run one job and record it; returns the jobs that it has to be divided into, usually none."""
-        if self._stopping.is_set():
+        if self._stopping.is_set() or all(self.recorded(key) for key in job.keys):  # by another bench, since the plan
             return []
+        if (found := self.left_behind(job)) is not None:
+            return self.record(job, found)
         directory = self.free_directory(job)
         log = directory.with_name(directory.name + ".log")
         log.parent.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
         code = self.process(job, directory, log)
         seconds = time.perf_counter() - began
-        if code == STOPPED or self._stopping.is_set():
+        if code == STOPPED or (self._stopping.is_set() and code not in (0, DIVERGED)):
             raise Interrupted(f"{job} was stopped; the same command goes on")
         if code == DIVERGED and len(job.seeds) > 1:
             # One seed has ended the others with it. Alone, each comes as far as it can.
@@ -304,19 +305,44 @@ class Bench:
         except ConfigError as error:
             self.fail(job, str(error), seconds)
             return []
+        return self.record(job, found)
+
+    def record(self, job: Job, found: Sequence[Record]) -> list[Job]:
+        """Write the records of a job, and tell of them."""
         for record in found:
             records.write(record, self.results)
         finals = ", ".join(f"{record.returns[-1]:.4g}" for record in found)
-        self.tell(f"{job}: {finals} ({seconds:.0f} s){' diverged' if code else ''}")
+        self.tell(f"{job}: {finals} ({found[0].seconds:.0f} s){' diverged' if found[0].status == 'diverged' else ''}")
         return []
+
+    def recorded(self, key: Key) -> bool:
+        """Whether a run has a sound record, of something else than its failure."""
+        try:
+            return records.read(key.path(self.results)).status != "failed"
+        except ConfigError:
+            return False
+
+    def directories(self, job: Job) -> Iterator[Path]:
+        """Where a job's runs are, one after another, the last of them free."""
+        for number in range(1, 1000):
+            directory = self.work / (job.name + (f"-{number}" if number > 1 else ""))
+            yield directory
+            if not directory.exists():
+                return
+        raise ConfigError(f"there are too many directories like {self.work / job.name}; remove some")
+
+    def left_behind(self, job: Job) -> list[Record] | None:
+        """What a process has left that came to its end when nobody recorded it, because its bench had been killed."""
+        for directory in self.directories(job):
+            if (directory / "summary.json").is_file() and is_of(job, directory):
+                with contextlib.suppress(ConfigError):  # not as it should be: it is run again
+                    return collected(job, directory, "complete", "", math.nan)
+        return None
 
     def free_directory(self, job: Job) -> Path:
         """The run directory to go on in, or a new one: one of something else is never touched, nor one that cannot go on."""
-        for number in range(1, 1000):
-            directory = self.work / (job.name + (f"-{number}" if number > 1 else ""))
-            if not directory.exists() or (ALGORITHMS[job.algorithm].resumes and is_of(job, directory)):
-                return directory
-        raise ConfigError(f"there are too many directories like {self.work / job.name}; remove some")
+        resumes = ALGORITHMS[job.algorithm].resumes
+        return next(d for d in self.directories(job) if not d.exists() or (resumes and is_of(job, d)))
 
     def process(self, job: Job, directory: Path, log: Path) -> int:
         """Run a job's process to its end, a new run, or the rest of one that was stopped; returns its exit code."""
@@ -337,6 +363,8 @@ class Bench:
         self.tell(f"{job}: failed: {problem}")
         empty = np.zeros((0, len(records.COLUMNS)))
         for key in job.keys:
+            if self.recorded(key):  # by another bench meanwhile
+                continue
             command = shown_command(dataclasses.replace(job, seeds=(key.seed,)))
             records.write(Record(key, "failed", command, {}, seconds, len(job.seeds), None, empty, problem), self.results)
 
@@ -350,9 +378,21 @@ def is_of(job: Job, directory: Path) -> bool:
     assert job.config is not None
     if description["env"] != job.env or description["seeds"] != list(job.seeds):
         return False
-    if not ALGORITHMS[job.algorithm].is_reppo:
-        return description.get("algorithm", job.algorithm) == job.algorithm
-    return not records.differences(description["config"], dataclasses.asdict(job.config))
+    if not ALGORITHMS[job.algorithm].is_reppo and description.get("algorithm", job.algorithm) != job.algorithm:
+        return False
+    return not other_options(job.algorithm, description["config"], job.config)
+
+
+#: Options that a suite gives to a baseline; the rest are its preset's.
+GIVEN = ("total_steps", "num_evals", "eval_episodes")
+
+
+def other_options(algorithm: str, made_with: dict[str, Any], config: Config) -> list[str]:
+    """``name this -> that`` of the options in which a run differs from what its suite asks for now."""
+    if ALGORITHMS[algorithm].is_reppo:
+        return records.differences(made_with, dataclasses.asdict(config))
+    pairs = [(name, made_with.get(name), getattr(config, name)) for name in GIVEN]
+    return [f"{name} {was} -> {now}" for name, was, now in pairs if was != now]
 
 
 def last_words(log: Path) -> str:
