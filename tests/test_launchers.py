@@ -67,20 +67,26 @@ def test_a_command_that_is_interrupted_ends_once_its_process_has_saved(tmp_path:
 
 
 @pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("resumes", [True, False])
 def test_a_job_that_must_move_saves_and_goes_on_where_there_is_a_run(
-    begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begun: bool, resumes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = SimpleNamespace(helpers=SimpleNamespace(DelayedSubmission=lambda function: function))
     monkeypatch.setattr(launchers, "package", lambda name: fake)
     log, run = tmp_path / "log", tmp_path / "run"
     if begun:
         run.mkdir()
-    command = Command(WORDS, ["reppo", "resume", str(run)], log)
+        (run / "metrics.csv").touch()
+    new, again = [*WORDS, "--out", str(run)], ["reppo", "resume", str(run)] if resumes else []
+    command = Command(new, again, log)
     command.launch()
     until(lambda: log.exists() and "heeds" in log.read_text())
     moved = command.checkpoint()
     assert log.read_text().endswith("saved\n")
-    assert moved.words == (["reppo", "resume", str(run)] if begun else WORDS)
+    assert moved.words == (again if begun and resumes else new)
+    # One that cannot go on begins anew, and what it has done until then is kept.
+    assert run.exists() == (begun and resumes)
+    assert (tmp_path / "run.stopped" / "metrics.csv").exists() == (begun and not resumes)
     assert moved.process is None
 
 
@@ -170,7 +176,7 @@ def test_slurms_engine_moves_a_job(tmp_path: Path) -> None:
     slurm = Slurm(tmp_path, {"cluster": "local", "timeout_min": "1"})
     log, run = tmp_path / "log", tmp_path / "run"
     run.mkdir()
-    process = slurm.start(WORDS, [sys.executable, "-c", "print('goes on')", str(run)], log)
+    process = slurm.start([*WORDS, str(run)], [sys.executable, "-c", "print('goes on')", str(run)], log)
     until(lambda: log.exists() and "heeds" in log.read_text())
     os.kill(int(log.read_text().split("under ")[1].split(",")[0]), signal.SIGUSR2)  # what Slurm sends before the end
     assert process.wait() == 0

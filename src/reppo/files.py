@@ -82,9 +82,9 @@ def _decompresses(data: bytes) -> bool:
     return stream.eof
 
 
-def set_aside(path: Path) -> Path:
+def set_aside(path: Path, suffix: str = DAMAGED) -> Path:
     """Give something damaged a name under which it is neither used nor counted nor deleted."""
-    names = (path.with_name(path.name + DAMAGED + (f"{i}" if i else "")) for i in range(1000))
+    names = (path.with_name(path.name + suffix + (f"{i}" if i else "")) for i in range(1000))
     aside = next(name for name in names if not name.exists())
     path.rename(aside)
     return aside

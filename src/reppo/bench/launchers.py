@@ -18,8 +18,10 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from reppo.config import ConfigError
+from reppo.files import set_aside
 from reppo.interrupt import STOPPED
 
+STOPPED_RUN = ".stopped"  #: suffix of the directory of a run that was moved and cannot go on
 MOST_AT_ONCE = 500  #: processes given to a cluster at a time, each watched by a thread
 
 
@@ -40,7 +42,8 @@ class Launcher(Protocol):
     at_once: int | None  #: processes that it is given at a time, unless the user says otherwise; None: all
 
     def start(self, words: Sequence[str], again: Sequence[str], log: Path) -> Process:
-        """Start a command whose output goes to a log. ``again`` goes on with it where it was moved elsewhere."""
+        """Start a command whose output goes to a log. ``again`` goes on with it where it was moved elsewhere; empty, it
+        cannot go on. The last word of both is its run directory."""
         ...
 
 
@@ -90,10 +93,13 @@ class Command:
             with contextlib.suppress(ChildProcessError):
                 # Not `wait`, whose lock the interrupted call may hold.
                 os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
-        begun = Path(self.directory, self.again[-1]).exists()
-        return package("submitit").helpers.DelayedSubmission(
-            Command(self.again if begun else self.words, self.again, Path(self.log))
-        )
+        run = Path(self.directory, self.words[-1])
+        words = self.words
+        if run.exists() and self.again:
+            words = self.again
+        elif run.exists():
+            set_aside(run, STOPPED_RUN)  # it begins anew, and never over another run
+        return package("submitit").helpers.DelayedSubmission(Command(words, self.again, Path(self.log)))
 
 
 def package(name: str) -> ModuleType:

@@ -347,7 +347,8 @@ class Bench:
     def process(self, job: Job, directory: Path, log: Path) -> int:
         """Run a job's process to its end, a new run, or the rest of one that was stopped; returns its exit code."""
         reppo = [sys.executable, "-m", "reppo"]
-        new, again = [*reppo, *job.command, "--out", str(directory)], [*reppo, "resume", str(directory)]
+        new = [*reppo, *job.command, "--out", str(directory)]
+        again = [*reppo, "resume", str(directory)] if ALGORITHMS[job.algorithm].resumes else []
         process = self.launcher.start(again if directory.exists() else new, again, log)
         self._processes.add(process)
         if self._stopping.is_set():  # it began while the others were told
