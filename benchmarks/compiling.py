@@ -15,6 +15,7 @@ import csv
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,7 +30,7 @@ from reppo.loop import Run
 RESULTS = Path(__file__).parent.parent / "results"
 TASKS = ("playground:CartpoleSwingup", "playground:HopperStand", "playground:WalkerWalk", "playground:CheetahRun")
 REPEATS = 10
-COLUMNS = ("env", "program", "options", "compile_cpu_seconds", "run_ms")
+COLUMNS: Sequence[str] = ("env", "program", "options", "compile_cpu_seconds", "run_ms")
 
 
 class Compiled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from unittest import mock
 
 import jax
@@ -35,7 +36,7 @@ def test_the_compiler_of_this_version_has_every_option(options: compiling.Option
 
 
 def test_a_rollout_is_the_same_with_and_without_them() -> None:
-    def one_iteration() -> dict[str, np.ndarray]:
+    def one_iteration() -> dict[str, Any]:
         run = Run(envs.make("gymnax:Pendulum-v1"), PRESETS["cpu"], [3], None)
         run.start()
         rows = run.collector.collect(run.state, 0).rows
