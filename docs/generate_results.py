@@ -298,7 +298,8 @@ def against_section() -> str:
 Every run in a process of its own on one core, from a cold start: imports, compilation and evaluations count. REPPO has its
 `cpu` preset, the same on every task, and EnvPool's copy of a task where there is one. Stable-Baselines3 has the settings
 that RL Baselines3 Zoo publishes for the task, of MuJoCo's those for Gymnasium's older release, on its own vectors of
-Gymnasium's environments; there are none for the two tasks that come from DeepMind Control, and REPPO is alone there.
+Gymnasium's environments; there are none for the two tasks that come from DeepMind Control, nor for gymnax's
+Breakout-MinAtar, and REPPO is alone there.
 Returns are means over ten greedy episodes; seeds 10 to 14. "At a third" is what a run had after a third of the time;
 REPPO's is its untrained policy everywhere, because its first evaluation after training comes later than that; with seed 10
 of WalkerWalk even after the end. "Of the run" is the mean after all of an algorithm's steps, where every run made them:
@@ -310,8 +311,9 @@ evaluation after training comes later. By the end it is about as good as the bes
 ahead on HalfCheetah. On Ant it is the worst of the three after two minutes: from 994, which is what a policy earns that
 stands still, it falls to 56, and it is beyond that only by the end of its run. Stable-Baselines3's SAC has hardly begun to
 learn by then, on Ant and HalfCheetah: the Zoo has it collect 10,000 steps first. Seeds 10 and 11 of CheetahRun and
-WalkerWalk ran beside other programs, at half the speed. The file was put together from three calls of the command; its
-columns `compared_at` and `finished`, and the versions of torch and Stable-Baselines3, were added afterwards.
+WalkerWalk ran beside other programs, at half the speed. Breakout-MinAtar was run later, on another processor and beside
+other programs, too. The file was put together from four calls of the command; its columns `compared_at`, `finished`,
+`cpu` and `revision` (of Breakout alone), and the versions of torch and Stable-Baselines3, were added afterwards.
 
 {chr(10).join(figures)}
 """
