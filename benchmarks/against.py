@@ -47,7 +47,7 @@ TASKS = {
     "Ant-v5": Task("envpool:Ant-v5", 120, {"sb3-ppo": 150, "sb3-sac": 800}),
     "CheetahRun-v1": Task("envpool:CheetahRun-v1", 120, {}),
     "WalkerWalk-v1": Task("envpool:WalkerWalk-v1", 120, {}),
-    "Breakout-MinAtar": Task("gymnax:Breakout-MinAtar", 120, {}),
+    "Breakout-MinAtar": Task("gymnax:Breakout-MinAtar", 480, {}),
 }
 REPPO = "reppo"
 COLUMNS: Sequence[str] = (
