@@ -171,7 +171,8 @@ Beside Stable-Baselines3 with RL Zoo's settings, in equal time on one core from 
 
 {table(["task", "seconds", "REPPO", "PPO", "SAC"], rows)}
 On Ant an untrained policy stands still, for about 980, and SAC has not begun to learn by then.
-[More of it](docs/results.md#beside-stable-baselines3-in-equal-time)."""
+[More of it](docs/results.md#beside-stable-baselines3-in-equal-time). Beside Brax's PPO and SAC, and FastTD3, ten seeds each:
+[the suite `laptop`](docs/results.md#the-suite-laptop)."""
 
 
 INTRODUCTION = """\
