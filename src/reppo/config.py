@@ -362,6 +362,7 @@ PRESETS: dict[str, Config] = {
         initial_alpha=0.1,
         initial_beta=0.2,
         min_beta=0.2,
+        target_entropy_per_action=0.0,
         learning_rate=1e-3,
         dual_learning_rate=1e-3,
         num_evals=10,
