@@ -228,7 +228,7 @@ SUITES: dict[str, Suite] = {
         ESTIMATORS,
         num_seeds=10,
         preset="cpu",
-        options={"total_steps": 400_000, **PAPER_ENTROPY},
+        options={"total_steps": 400_000},
         together=10,
     ),
     "parts": Suite(
