@@ -207,10 +207,9 @@ def tasks_section() -> str:
 
     python benchmarks/learning.py tasks
 
-Five seeds at once in one process (`--seeds 5`), from a cold start; seconds are those of all five together. Other programs
-used this machine meanwhile, so read the processor seconds. "Published" is the best mean final return of any method
-published for the task, at 50 million steps. These runs are from before the preset had a target entropy of 0: add
-`--target-entropy-per-action -0.5`. Machine: {hardware("tasks.json")}.
+Five seeds at once in one process (`--seeds 5`), from a cold start; seconds are those of all five together. Another
+program used the machine's other core, and during CartpoleBalance this one, too, so read the processor seconds. "Published" is the best mean final return of any method
+published for the task, at 50 million steps. Machine: {hardware("tasks.json")}.
 
 {tasks()}"""
 
