@@ -329,7 +329,8 @@ By the clock, REPPO reaches 0.9 before the baselines, and with every seed; by th
 sooner there. There are ten evaluations in a run, so a step is known to within a tenth of it. One seed of REPPO, 9, ends in a
 dip, at 581 after 1000 before; `best.npz` keeps the policy from before. The score-function gradients do better than the
 pathwise one here, which is not the paper's order. This suite has the paper's target entropy; with the preset's own, which
-explores more, every seed of REPPO is above 990 after half of the steps ([decision 0010](decisions/0010-cpu-preset.md#why-another-target-entropy)).
+explores more, every seed of REPPO is above 990 after half of the steps
+([decision 0010](decisions/0010-cpu-preset.md#why-another-target-entropy)).
 """
 
 
