@@ -1,7 +1,7 @@
 """REPPO beside what a user of Gymnasium would pick instead, in the same time on the same machine.
 
     python benchmarks/against.py                       # all tasks; results/against.csv
-    python benchmarks/against.py --tasks Pendulum-v1 --cores 0 1
+    python benchmarks/against.py --tasks Pendulum-v1 --algorithms reppo --cores 0 1
 
 Every run is a command of ``reppo``, with its default settings on a CPU, in a process of its own that is kept to one core:
 seconds count from the start of the process, imports and compilation included, without a compilation cache. REPPO trains to
@@ -50,6 +50,7 @@ TASKS = {
     "Breakout-MinAtar": Task("gymnax:Breakout-MinAtar", 480, {}),
 }
 REPPO = "reppo"
+ALGORITHMS = (REPPO, "sb3-ppo", "sb3-sac")
 COLUMNS: Sequence[str] = (
     "task", "algorithm", "seed", "compared_at", "finished", "seconds", "env_steps", "return", "return_std", "episodes",
     "command", "cpu", "revision",
@@ -116,6 +117,7 @@ def measure(name: str, algorithm: str, seed: int, core: int) -> list[dict[str, A
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="*", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--algorithms", nargs="*", choices=ALGORITHMS, default=ALGORITHMS)
     parser.add_argument("--cores", nargs="*", type=int, default=[0], help="a run at a time on each; unset, on the first")
     parser.add_argument("--out", type=Path, default=RESULTS / "against.csv")
     args = parser.parse_args()
@@ -140,7 +142,11 @@ def main() -> None:
 
     # Seed by seed, so that what there is of an interrupted benchmark compares like with like.
     runs = [
-        (name, algorithm, seed) for seed in SEEDS for name in args.tasks for algorithm in (REPPO, *TASKS[name].evaluations)
+        (name, algorithm, seed)
+        for seed in SEEDS
+        for name in args.tasks
+        for algorithm in (REPPO, *TASKS[name].evaluations)
+        if algorithm in args.algorithms
     ]
     with concurrent.futures.ThreadPoolExecutor(len(args.cores)) as pool:
         for rows in pool.map(job, [run for run in runs if run not in done]):

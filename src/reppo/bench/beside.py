@@ -211,7 +211,8 @@ def in_equal_time(results: Path) -> Iterator[Section]:
         return
     note = (
         "Written by benchmarks/against.py: every run in a process of its own on one core, from a cold start; imports, "
-        "compilation and evaluations count. Stable-Baselines3 has RL Zoo's settings, REPPO its cpu preset on every task."
+        "compilation and evaluations count. Stable-Baselines3 has RL Zoo's settings, REPPO its cpu preset "
+        "on every task, with the target entropy that it had then: --target-entropy-per-action -0.5."
     )
     header = ["task", "algorithm", "seconds", "mean at a third", "mean at the end", "every seed, at the end", "of the run"]
     caption = (
