@@ -35,22 +35,24 @@ SEEDS = range(10, 15)  #: never used for tuning
 class Task(NamedTuple):
     env: str  #: of REPPO
     seconds: float  #: to compare at, from the start of a process
-    evaluations: Mapping[str, int]  #: of Stable-Baselines3's whole run: about six in that time
+    evaluations: Mapping[str, int]  #: of each other's whole run: about six in that time
 
 
-#: REPPO steps EnvPool's copy of a task where there is one, as on a CPU a user should; Stable-Baselines3 makes its own
-#: vectors of Gymnasium's.
+MUJOCO = {"sb3-ppo": 150, "sb3-sac": 800, "sbx-ppo": 100, "sbx-sac": 300}
+
+#: REPPO steps EnvPool's copy of a task where there is one, as on a CPU a user should; Stable-Baselines3 and SBX make
+#: their own vectors of Gymnasium's.
 TASKS = {
-    "Pendulum-v1": Task("envpool:Pendulum-v1", 60, {"sb3-ppo": 20, "sb3-sac": 20}),
-    "CartPole-v1": Task("gymnasium:CartPole-v1", 60, {"sb3-ppo": 20}),
-    "HalfCheetah-v5": Task("envpool:HalfCheetah-v5", 120, {"sb3-ppo": 150, "sb3-sac": 800}),
-    "Ant-v5": Task("envpool:Ant-v5", 120, {"sb3-ppo": 150, "sb3-sac": 800}),
+    "Pendulum-v1": Task("envpool:Pendulum-v1", 60, {"sb3-ppo": 20, "sb3-sac": 20, "sbx-ppo": 20, "sbx-sac": 20}),
+    "CartPole-v1": Task("gymnasium:CartPole-v1", 60, {"sb3-ppo": 20, "sbx-ppo": 20}),
+    "HalfCheetah-v5": Task("envpool:HalfCheetah-v5", 120, MUJOCO),
+    "Ant-v5": Task("envpool:Ant-v5", 120, MUJOCO),
     "CheetahRun-v1": Task("envpool:CheetahRun-v1", 120, {}),
     "WalkerWalk-v1": Task("envpool:WalkerWalk-v1", 120, {}),
     "Breakout-MinAtar": Task("gymnax:Breakout-MinAtar", 480, {}),
 }
 REPPO = "reppo"
-ALGORITHMS = (REPPO, "sb3-ppo", "sb3-sac")
+ALGORITHMS = (REPPO, "sb3-ppo", "sb3-sac", "sbx-ppo", "sbx-sac")
 COLUMNS: Sequence[str] = (
     "task", "algorithm", "seed", "compared_at", "finished", "seconds", "env_steps", "return", "return_std", "episodes",
     "command", "cpu", "revision",

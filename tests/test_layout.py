@@ -26,6 +26,7 @@ SIMULATORS |= {"torch", "warp"}
 TRAINING = {
     "baselines/brax_agents": ("brax.training",),
     "baselines/sb3": ("torch", "stable_baselines3"),
+    "baselines/sbx": ("flax", "sbx"),
 }
 
 #: Modules that may open files. What they write is a run's, or the user asked for it.

@@ -1,4 +1,4 @@
-"""Stable-Baselines3's PPO and SAC as baselines: its settings, its greedy actions in our episodes, the files of a run."""
+"""Stable-Baselines3's and SBX's PPO and SAC as baselines: its settings, its greedy actions in our episodes, the files of a run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from reppo import baselines, cli, envs
-from reppo.baselines import sb3
+from reppo.baselines import sb3, sbx
 from reppo.baselines.foreign import FLOAT
 from reppo.baselines.sb3 import PPOConfig, SACConfig
 from reppo.config import ConfigError
@@ -23,9 +24,16 @@ from reppo.options import options_of
 needs_sb3 = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("torch", "stable_baselines3")), reason="needs reppo[sb3]"
 )
+needs_sbx = pytest.mark.skipif(not all(importlib.util.find_spec(name) for name in sbx.PACKAGES), reason="needs reppo[sbx]")
 SHORT: dict[str, Any] = {"total_steps": 128, "num_evals": 2, "eval_episodes": 2}
 PPO = PPOConfig(num_envs=2, n_steps=16, batch_size=16, n_epochs=1, net_arch=(8,), **SHORT)
 SAC = SACConfig(learning_starts=8, buffer_size=100, batch_size=8, net_arch=(8,), **SHORT)
+SBX_PPO = sbx.PPOConfig(**dataclasses.asdict(PPO))
+SBX_SAC = sbx.SACConfig(**dataclasses.asdict(SAC))
+BOTH_LIBRARIES = [
+    *(pytest.param(sb3.Agent, config, id=config.name, marks=needs_sb3) for config in (PPO, SAC)),
+    *(pytest.param(sbx.Agent, config, id=config.name, marks=needs_sbx) for config in (SBX_PPO, SBX_SAC)),
+]
 
 
 def test_settings_are_the_zoos_for_the_task_and_the_librarys_elsewhere() -> None:
@@ -39,6 +47,16 @@ def test_settings_are_the_zoos_for_the_task_and_the_librarys_elsewhere() -> None
         assert {name: getattr(config, name) for name in changes} == changes
 
 
+def test_sbx_has_the_same_settings_but_for_gsde() -> None:
+    for task, algorithm in sb3.ZOO:
+        of_sb3 = sb3.presets(f"gymnasium:{task}", algorithm)["published"]
+        found = sbx.presets(f"gymnasium:{task}", algorithm.replace("sb3", "sbx"))["published"]
+        found.validate()
+        without = {"use_sde": False, "sde_sample_freq": -1} if isinstance(of_sb3, PPOConfig) else {}
+        assert dataclasses.asdict(found) == {**dataclasses.asdict(of_sb3), **without}
+        assert found.name == of_sb3.name.replace("sb3", "sbx")
+
+
 def test_commands_of_the_comparison_can_be_typed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(root / "benchmarks")
     against = importlib.import_module("against")
@@ -47,7 +65,7 @@ def test_commands_of_the_comparison_can_be_typed(root: Path, monkeypatch: pytest
         args = cli.arguments(command, words)
         assert (args.env, args.seed) == (task.env, 10)
         for algorithm in task.evaluations:
-            assert (name, algorithm) in sb3.ZOO, "else what is compared with are defaults"
+            assert (name, algorithm.replace("sbx", "sb3")) in sb3.ZOO, "else what is compared with are defaults"
             cli.arguments("baseline", against.command(name, algorithm, 10)[1:])
 
 
@@ -74,6 +92,7 @@ def test_every_setting_is_documented(root: Path) -> None:
         (dataclasses.replace(SAC, activation="gelu"), "activation must be tanh or relu, got 'gelu'"),
         (dataclasses.replace(SAC, net_arch=()), "net_arch must be positive widths, got none"),
         (dataclasses.replace(SAC, gamma=1.5), "gamma must be between 0 and 1, got 1.5"),
+        (dataclasses.replace(SBX_PPO, use_sde=True), "use_sde must be false: SBX's PPO has no gSDE"),
     ],
 )
 def test_settings_that_cannot_be_are_one_line(config: Any, line: str) -> None:
@@ -86,6 +105,9 @@ def test_a_package_that_is_missing_names_its_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sb3.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"^sb3-ppo needs torch: pip install 'reppo\[sb3\]'$"):
         sb3.suited(env, PPO)
+    monkeypatch.setattr(sb3.importlib.util, "find_spec", lambda name: None if name == "sbx" else name)
+    with pytest.raises(ConfigError, match=r"^sbx-ppo needs sbx: pip install 'reppo\[sbx\]'$"):
+        sb3.suited(env, SBX_PPO)
 
 
 @needs_sb3
@@ -101,10 +123,12 @@ def test_environments_that_it_cannot_take(env: str, config: Any, line: str) -> N
         sb3.suited(envs.make(env), config)
 
 
-@needs_sb3
-@pytest.mark.parametrize(("env", "config"), [("Pendulum-v1", PPO), ("Pendulum-v1", SAC), ("CartPole-v1", PPO)])
-def test_the_greedy_action_is_the_models(env: str, config: Any) -> None:
-    agent = sb3.Agent(envs.make(f"gymnasium:{env}"), dataclasses.replace(config, normalize=True), seed=0)
+@pytest.mark.parametrize(("kind", "config"), BOTH_LIBRARIES)
+@pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
+def test_the_greedy_action_is_the_models(env: str, kind: Any, config: Any) -> None:
+    if env == "CartPole-v1" and isinstance(config, SACConfig):
+        pytest.skip("for continuous actions")
+    agent = kind(envs.make(f"gymnasium:{env}"), dataclasses.replace(config, normalize=True), seed=0)
     size = agent.spec.obs_size(())
     obs = np.random.default_rng(0).normal(size=(5, size)).astype(np.float32)
     agent.vector.obs_rms.mean, agent.vector.obs_rms.var = np.full(size, 0.5), np.full(size, 4.0)
@@ -117,31 +141,52 @@ def test_the_greedy_action_is_the_models(env: str, config: Any) -> None:
     agent.close()
 
 
-@needs_sb3
-def test_memory_is_counted() -> None:
-    ppo, sac = (sb3.Agent(envs.make("gymnasium:Pendulum-v1"), config, seed=0) for config in (PPO, SAC))
+@pytest.mark.parametrize(("kind", "config"), BOTH_LIBRARIES)
+def test_memory_is_counted(kind: Any, config: Any) -> None:
+    agent = kind(envs.make("gymnasium:Pendulum-v1"), config, seed=0)
     # Three observations, one action. PPO: two networks 3-8-1, one log standard deviation; six numbers a step.
-    assert ppo.memory_parts() == {
+    ppo = {
         "parameters": 3 * FLOAT * (2 * (4 * 8 + 9) + 1),
         "batch": FLOAT * (3 + 1 + 6) * 16 * 2,
         "replay": 0,
     }
     # SAC: an actor 3-8-2, two critics 4-8-1 and their targets.
-    assert sac.memory_parts() == {
+    sac = {
         "parameters": FLOAT * (3 * (4 * 8 + 18) + 4 * 2 * (5 * 8 + 9)),
         "batch": FLOAT * (2 * 3 + 1 + 3) * 8,
         "replay": FLOAT * (2 * 3 + 1 + 3) * 100,
     }
-    ppo.close()
-    sac.close()
+    assert agent.memory_parts() == (ppo if isinstance(config, PPOConfig) else sac)
+    agent.close()
 
 
-@needs_sb3
-@pytest.mark.parametrize("algorithm", ["sb3-ppo", "sb3-sac"])
+@pytest.mark.parametrize(("kind", "config"), BOTH_LIBRARIES)
+def test_a_policy_with_a_number_that_is_none_is_not_sound(kind: Any, config: Any) -> None:
+    agent = kind(envs.make("gymnasium:Pendulum-v1"), config, seed=0)
+    assert agent.sound(None)
+    if kind is sbx.Agent:
+        state = agent.model.policy.actor_state
+        leaves, structure = jax.tree.flatten(state.params)
+        params = jax.tree.unflatten(structure, [leaves[0].at[0].set(np.nan), *leaves[1:]])
+        agent.model.policy.actor_state = state.replace(params=params)
+    else:
+        next(agent.model.policy.parameters()).data[0] = np.nan
+    assert not agent.sound(None)
+    agent.close()
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        *(pytest.param(name, marks=needs_sb3) for name in ("sb3-ppo", "sb3-sac")),
+        *(pytest.param(name, marks=needs_sbx) for name in ("sbx-ppo", "sbx-sac")),
+    ],
+)
 def test_a_run_leaves_its_files_and_the_same_seed_the_same_numbers(
     algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = {"sb3-ppo": "num_envs=2 n_steps=16 batch_size=16", "sb3-sac": "learning_starts=8 batch_size=8"}[algorithm]
+    of_kind = {"ppo": "num_envs=2 n_steps=16 batch_size=16", "sac": "learning_starts=8 batch_size=8"}
+    library, settings = {"sb3": "Stable-Baselines3", "sbx": "SBX"}[algorithm[:3]], of_kind[algorithm[-3:]]
     words = ["baseline", algorithm, "gymnasium:Pendulum-v1", "--seed", "3", "--set", *settings.split()]
     words += [word for name, value in SHORT.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     tables = []
@@ -155,9 +200,9 @@ def test_a_run_leaves_its_files_and_the_same_seed_the_same_numbers(
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
     assert (summary["algorithm"], summary["env_steps"]) == (algorithm, 128)
     assert cli.main(["resume", str(tmp_path / "a")]) == 2
-    assert f"a run of Stable-Baselines3's {algorithm} cannot be continued; `reppo baseline" in capsys.readouterr().err
+    assert f"a run of {library}'s {algorithm} cannot be continued; `reppo baseline" in capsys.readouterr().err
 
 
 def test_presets_are_found_by_name() -> None:
-    assert set(baselines.PRESETS) == {"fasttd3", "ppo", "sac", "sb3-ppo", "sb3-sac"}
+    assert set(baselines.PRESETS) == {"fasttd3", "ppo", "sac", "sb3-ppo", "sb3-sac", "sbx-ppo", "sbx-sac"}
     assert baselines.configured("sb3-sac", "gymnasium:Pendulum-v1", "cpu", ["tau=0.01"], {}).tau == 0.01

@@ -32,7 +32,14 @@ def _fasttd3() -> Algorithm:
 ALGORITHMS: dict[str, Callable[[], Algorithm]] = {"reppo": _reppo, "fasttd3": _fasttd3}
 
 #: Algorithms that a library trains with a loop of its own, see `reppo.baselines.foreign`, and whose they are.
-FOREIGN = {"ppo": "Brax", "sac": "Brax", "sb3-ppo": "Stable-Baselines3", "sb3-sac": "Stable-Baselines3"}
+FOREIGN = {
+    "ppo": "Brax",
+    "sac": "Brax",
+    "sb3-ppo": "Stable-Baselines3",
+    "sb3-sac": "Stable-Baselines3",
+    "sbx-ppo": "SBX",
+    "sbx-sac": "SBX",
+}
 
 
 def named(name: Any) -> Algorithm:

@@ -474,7 +474,7 @@ class BaselineArgs:
     """
 
     algorithm: Positional[str]
-    """fasttd3, one of Brax's (ppo, sac), or of Stable-Baselines3's (sb3-ppo, sb3-sac)."""
+    """fasttd3, Brax's (ppo, sac), Stable-Baselines3's (sb3-ppo, sb3-sac), or SBX's (sbx-ppo, sbx-sac)."""
     env: Positional[str]
     """suite:Task, or path/to/file.py:MyEnv."""
     preset: Annotated[str, unset("{published,published-robots,cpu}")] = ""

@@ -1,4 +1,4 @@
-"""What REPPO is compared with: FastTD3 on our loop, Brax's and Stable-Baselines3's PPO and SAC on their own."""
+"""What REPPO is compared with: FastTD3 on our loop; PPO and SAC of Brax, Stable-Baselines3 and SBX on their own."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def _sac(env: str) -> Mapping[str, Any]:
 
 def _sb3(algorithm: str) -> Callable[[str], Mapping[str, Any]]:
     def presets(env: str) -> Mapping[str, Any]:
-        from reppo.baselines import sb3
+        from reppo.baselines import sb3, sbx
 
-        return sb3.presets(env, algorithm)
+        return (sbx if algorithm.startswith("sbx") else sb3).presets(env, algorithm)
 
     return presets
 
@@ -44,6 +44,8 @@ PRESETS: dict[str, Callable[[str], Mapping[str, Any]]] = {
     "sac": _sac,
     "sb3-ppo": _sb3("sb3-ppo"),
     "sb3-sac": _sb3("sb3-sac"),
+    "sbx-ppo": _sb3("sbx-ppo"),
+    "sbx-sac": _sb3("sbx-sac"),
 }
 
 
@@ -53,9 +55,9 @@ def foreign_agent(algorithm: str) -> Callable[[Any, Any, int], Any]:
         from reppo.baselines.brax_agents import make
 
         return make
-    from reppo.baselines.sb3 import Agent
+    from reppo.baselines import sb3, sbx
 
-    return Agent
+    return sbx.Agent if algorithm.startswith("sbx") else sb3.Agent
 
 
 def configured(algorithm: str, env: str, preset: str, settings: Sequence[str], options: Mapping[str, Any]) -> Any:

@@ -65,6 +65,8 @@ class SB3Config:
     """Log of the policy's standard deviation at the start."""
 
     name = ""  # of the algorithm
+    packages = ("torch", "stable_baselines3")
+    extra = "sb3"  # of our package, which installs them
     positive = "total_steps num_envs episode_length num_evals eval_episodes learning_rate batch_size"
 
     def validate(self) -> None:
@@ -185,19 +187,31 @@ class Agent:
         self.config = config
         assert isinstance(env, envs.HostEnv)
         self.vector = vector_env(env.name.removeprefix(SUITE), config, self.spec, seed)
-        self.model = model(self.vector, config, seed)
+        self.model = self.make_model(seed)
         self.evaluation = env.for_evaluation().start(self.spec, num_parallel(config))
 
-    def memory_parts(self) -> dict[str, int]:
-        """Bytes that a run has to hold at least, see `reppo.loop.Run.memory_parts`."""
+    def make_model(self, seed: int) -> Any:
+        """The library's model with these settings."""
+        import stable_baselines3  # pyright: ignore[reportMissingImports]
+        import torch  # pyright: ignore[reportMissingImports]
+
+        activations = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
+        return model(stable_baselines3, activations, self.vector, self.config, seed)
+
+    def parameter_bytes(self) -> int:
+        """Of the networks and their optimisers."""
         policy = self.model.policy
         owners = [policy] if isinstance(self.config, PPOConfig) else [policy.actor, policy.critic]
         learned = sum(p.numel() for owner in owners for group in owner.optimizer.param_groups for p in group["params"])
         every = sum(p.numel() for p in policy.parameters())
+        # Adam has two of every parameter that it moves; targets have none.
+        return FLOAT * (2 * learned + every)
+
+    def memory_parts(self) -> dict[str, int]:
+        """Bytes that a run has to hold at least, see `reppo.loop.Run.memory_parts`."""
         obs = FLOAT * self.spec.obs_size(())
         action = FLOAT * (1 if self.spec.discrete else self.spec.action_size)
-        # Adam has two of every parameter that it moves; targets have none.
-        parts = {"parameters": FLOAT * (2 * learned + every)}
+        parts = {"parameters": self.parameter_bytes()}
         if isinstance(self.config, PPOConfig):
             # Reward, value, log probability, advantage, return, and whether an episode begins.
             return {**parts, "batch": (obs + action + 6 * FLOAT) * self.config.n_steps * self.config.num_envs, "replay": 0}
@@ -256,9 +270,9 @@ class Agent:
 
 def suited(env: envs.AnyEnv, config: SB3Config) -> EnvSpec:
     """The environment's spec with the time limit; raises `ConfigError` where Stable-Baselines3 cannot train on it."""
-    for package in ("torch", "stable_baselines3"):
+    for package in config.packages:
         if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"{config.name} needs {package}: pip install 'reppo[sb3]'")
+            raise ConfigError(f"{config.name} needs {package}: pip install 'reppo[{config.extra}]'")
     spec = env.spec()
     if not (isinstance(env, envs.HostEnv) and env.name.startswith(SUITE)):
         raise ConfigError(f"{config.name} takes Gymnasium's environments, such as gymnasium:HalfCheetah-v5, not {spec.name}")
@@ -287,19 +301,14 @@ def vector_env(name: str, config: SB3Config, spec: EnvSpec, seed: int) -> Any:
     return VecNormalize(vector, gamma=config.gamma) if config.normalize else vector
 
 
-def model(vector: Any, config: SB3Config, seed: int) -> Any:
-    """A model with these settings."""
-    import stable_baselines3  # pyright: ignore[reportMissingImports]
-    import torch  # pyright: ignore[reportMissingImports]
+def model(library: Any, activations: Mapping[str, Any], vector: Any, config: SB3Config, seed: int) -> Any:
+    """A library's ``PPO`` or ``SAC`` with these settings; ``activations`` are its functions by our names."""
 
     def schedule(value: float, anneal: bool) -> Any:
         return (lambda left: left * value) if anneal else value
 
     widths = list(config.net_arch)
-    policy: dict[str, Any] = {
-        "log_std_init": config.log_std_init,
-        "activation_fn": {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}[config.activation],
-    }
+    policy: dict[str, Any] = {"log_std_init": config.log_std_init, "activation_fn": activations[config.activation]}
     common = {
         "seed": seed,
         "learning_rate": schedule(config.learning_rate, config.anneal_learning_rate),
@@ -310,10 +319,10 @@ def model(vector: Any, config: SB3Config, seed: int) -> Any:
         passed += ("n_steps", "n_epochs", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm")
         common["clip_range"] = schedule(config.clip_range, config.anneal_clip_range)
         policy |= {"net_arch": {"pi": widths, "vf": widths}, "ortho_init": config.ortho_init}
-        make: Any = stable_baselines3.PPO
+        make: Any = library.PPO
     else:
         passed += ("buffer_size", "learning_starts", "tau", "train_freq", "gradient_steps")
         policy["net_arch"] = widths
-        make = stable_baselines3.SAC
+        make = library.SAC
     settings = {name: getattr(config, name) for name in passed}
     return make("MlpPolicy", vector, policy_kwargs=policy, **settings, **common)

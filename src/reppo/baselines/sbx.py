@@ -1,0 +1,71 @@
+"""SBX, Stable-Baselines3's PPO and SAC written in JAX by its authors: its models in the runs of `reppo.baselines.sb3`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from reppo.baselines import sb3
+from reppo.baselines.foreign import Params
+from reppo.config import ConfigError
+
+PACKAGES = (*sb3.SB3Config.packages, "sbx")
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOConfig(sb3.PPOConfig):
+    """PPO; SBX has no state-dependent exploration for it."""
+
+    name = "sbx-ppo"
+    packages = PACKAGES
+    extra = "sbx"
+
+    def validate(self) -> None:
+        """Raise `ConfigError` at the first value that cannot be trained with."""
+        super().validate()
+        if self.use_sde:
+            raise ConfigError("use_sde must be false: SBX's PPO has no gSDE")
+
+
+@dataclasses.dataclass(frozen=True)
+class SACConfig(sb3.SACConfig):
+    """SAC."""
+
+    name = "sbx-sac"
+    packages = PACKAGES
+    extra = "sbx"
+
+
+def presets(env: str, algorithm: str) -> dict[str, Any]:
+    """Those of Stable-Baselines3's algorithm, without gSDE where SBX has none."""
+    kind, changes = {"sbx-ppo": (PPOConfig, {"use_sde": False, "sde_sample_freq": -1}), "sbx-sac": (SACConfig, {})}[algorithm]
+    found = sb3.presets(env, algorithm.replace("sbx", "sb3"))
+    return {name: kind(**{**dataclasses.asdict(config), **changes}) for name, config in found.items()}
+
+
+class Agent(sb3.Agent):
+    """A model of SBX on an environment, and its greedy episodes on another copy of it."""
+
+    def make_model(self, seed: int) -> Any:
+        import flax.linen  # pyright: ignore[reportMissingImports]
+        import sbx  # pyright: ignore[reportMissingImports]
+
+        activations = {"tanh": flax.linen.tanh, "relu": flax.linen.relu}
+        return sb3.model(sbx, activations, self.vector, self.config, seed)
+
+    def arrays(self) -> list[Any]:
+        """Parameters, targets and moments of Adam."""
+        import jax
+
+        policy = self.model.policy
+        states = (policy.actor_state, policy.vf_state if isinstance(self.config, PPOConfig) else policy.qf_state)
+        return [leaf for leaf in jax.tree.leaves(states) if isinstance(leaf, jax.Array) and leaf.ndim > 0]
+
+    def parameter_bytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays())
+
+    def sound(self, params: Params) -> bool:
+        del params  # there is one policy, which learns in place
+        import jax.numpy as jnp
+
+        return all(bool(jnp.isfinite(array).all()) for array in self.arrays())
