@@ -1,4 +1,4 @@
-"""Stable-Baselines3's and SBX's PPO and SAC as baselines: its settings, its greedy actions in our episodes, the files of a run."""
+"""Stable-Baselines3's and SBX's PPO and SAC: their settings, their greedy actions in our episodes, a run's files."""
 
 from __future__ import annotations
 

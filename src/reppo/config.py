@@ -140,6 +140,9 @@ class Config:
     """Evaluations, evenly over the run; the last one is at its end."""
     eval_episodes: int = 128
     """Fresh greedy episodes per evaluation."""
+    actor_average: float = 0.0
+    """Decay per iteration of a running mean of the actor's weights, which is evaluated and saved in place of the newest
+    ones; 0: the newest."""
 
     # ---- checkpoints
     checkpoint_minutes: float = 5.0
@@ -194,6 +197,8 @@ class Config:
         for name, low, high in (("gamma", 0, 1), ("lambda_", 0, 1), ("target_entropy_discrete", 0, 1)):
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} must be between {low} and {high}, got {getattr(self, name)}")
+        if not 0 <= self.actor_average < 1:
+            raise ConfigError(f"actor_average must be at least 0 and below 1, got {self.actor_average}")
         if self.critic_layers < 2:
             raise ConfigError(f"critic_layers must be at least 2, got {self.critic_layers}")
         if self.num_bins < 2:
@@ -365,6 +370,7 @@ PRESETS: dict[str, Config] = {
         target_entropy_per_action=0.0,
         learning_rate=1e-3,
         dual_learning_rate=1e-3,
+        actor_average=0.9,
         num_evals=10,
         eval_episodes=64,
     ),

@@ -103,8 +103,8 @@ class Run:
         return self.collector.env_state
 
     def policy(self, seed_index: int = 0) -> PyTree:
-        """The current policy of one seed."""
-        return jax.tree.map(lambda x: x[seed_index], self.learner.policy(self._state))
+        """The current policy of one seed, as it is evaluated and saved."""
+        return jax.tree.map(lambda x: x[seed_index], self.learner.policy(self.learner.deployed(self._state)))
 
     def _replay(self, key: jax.Array) -> PyTree:
         """A fresh replay memory of one seed; an empty pytree where the algorithm has none."""
@@ -196,7 +196,9 @@ class Run:
 
         None where ``interrupt`` asked to stop before they had ended.
         """
-        return self.collector.evaluate(self._state, episodes or self.config.eval_episodes, seed, interrupt)
+        return self.collector.evaluate(
+            self.learner.deployed(self._state), episodes or self.config.eval_episodes, seed, interrupt
+        )
 
     def evaluation(self, clock: Clock, interrupt: Interrupt | None = None) -> Event | None:
         """Evaluate every seed, remember the returns, and report them; None where ``interrupt`` asked to stop."""

@@ -38,6 +38,13 @@ class Policy(eqx.Module):
         return self.actor(select(normalizer.normalize(self.normalizer, obs), self.obs_keys))
 
 
+class ActorAverage(eqx.Module):
+    """Running mean of the actor's weights, to evaluate and to deploy; learning never sees it."""
+
+    actor: Actor
+    iterations: jax.Array  #: in it so far
+
+
 class TrainState(eqx.Module):
     """Everything that learning carries from one iteration to the next."""
 
@@ -45,6 +52,7 @@ class TrainState(eqx.Module):
     policy: Policy
     critic: Critic
     duals: Duals
+    average: ActorAverage | None  #: where ``config.actor_average`` asks for it
     # optimisers
     actor_opt: optax.OptState
     critic_opt: optax.OptState
@@ -315,7 +323,7 @@ def minibatch_step(
         "actor/grad_norm": optax.tree.norm(actor_grads),
         "train/skipped_updates": skipped_critic + skipped_actor + skipped_duals,
     }
-    return TrainState(policy, critic, new_duals, actor_opt, critic_opt, duals_opt), metrics
+    return TrainState(policy, critic, new_duals, state.average, actor_opt, critic_opt, duals_opt), metrics
 
 
 def update(state: TrainState, rollout: Rollout, key: jax.Array, config: Config, spec: EnvSpec) -> tuple[TrainState, Metrics]:
@@ -332,6 +340,8 @@ def update(state: TrainState, rollout: Rollout, key: jax.Array, config: Config, 
     if config.normalize_observations:
         merged = normalizer.update(state.policy.normalizer, rollout.obs, rollout.valid)
         state = eqx.tree_at(lambda s: s.policy.normalizer, state, merged)
+    if state.average is not None:
+        state = eqx.tree_at(lambda s: s.average, state, averaged(state.average, state.policy.actor, config.actor_average))
     return state, summarise(state, batch, history, config)
 
 
@@ -349,6 +359,24 @@ def shuffled_rows(key: jax.Array, config: Config) -> jax.Array:
     """Row indices of every minibatch of every epoch, ``[E * M, B]``; each epoch visits each row once."""
     permute = jax.vmap(lambda k: jax.random.permutation(k, config.batch_size))
     return permute(jax.random.split(key, config.num_epochs)).reshape(config.num_updates, -1)
+
+
+def averaged(average: ActorAverage, actor: Actor, decay: float) -> ActorAverage:
+    r"""The mean with one more iteration's actor: of all so far at first, exponential with ``decay`` then.
+
+    $$ \bar\theta \leftarrow \bar\theta + \max(1 - d, 1 / i) \, (\theta - \bar\theta) $$
+    """
+    iterations = average.iterations + 1
+    weight = jnp.maximum(1.0 - decay, 1.0 / iterations)
+    mean = jax.tree.map(lambda mean, new: mean + weight * (new - mean), average.actor, actor)
+    return ActorAverage(mean, iterations)
+
+
+def deployed(state: TrainState) -> TrainState:
+    """The state with the policy that is evaluated and saved: that of the averaged weights, where they are averaged."""
+    if state.average is None:
+        return state
+    return eqx.tree_at(lambda s: s.policy.actor, state, state.average.actor)
 
 
 def summarise(state: TrainState, batch: Batch, history: Metrics, config: Config) -> Metrics:
@@ -422,6 +450,7 @@ def init(key: jax.Array, config: Config, spec: EnvSpec) -> TrainState:
         policy=Policy(normalizer.init(spec.observation), actor, spec.actor_keys),
         critic=critic,
         duals=multipliers,
+        average=ActorAverage(actor, jnp.zeros((), jnp.int32)) if config.actor_average else None,
         actor_opt=network.init(eqx.filter(actor, eqx.is_array)),
         critic_opt=network.init(eqx.filter(critic, eqx.is_array)),
         duals_opt=dual.init(eqx.filter(multipliers, eqx.is_array)),
@@ -471,4 +500,5 @@ def make_learner(config: Config, spec: EnvSpec) -> Learner:
         act=act,
         update=lambda state, rollout, key: update(state, rollout, key, config, spec),
         optimiser_steps=STEPS_PER_MINIBATCH * config.num_updates,
+        deployed=deployed,
     )

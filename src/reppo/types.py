@@ -61,3 +61,5 @@ class Learner(NamedTuple):
     optimiser_steps: int  #: that an update takes, all optimisers together
     #: state -> the part of it that is a replay memory, if any: an update then overwrites the state in place
     replay: Callable[[PyTree], PyTree] = lambda state: ()
+    #: state -> the same with the policy that is evaluated and saved, where it is another than the one that explores
+    deployed: Callable[[PyTree], PyTree] = lambda state: state

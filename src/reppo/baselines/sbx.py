@@ -38,7 +38,8 @@ class SACConfig(sb3.SACConfig):
 
 def presets(env: str, algorithm: str) -> dict[str, Any]:
     """Those of Stable-Baselines3's algorithm, without gSDE where SBX has none."""
-    kind, changes = {"sbx-ppo": (PPOConfig, {"use_sde": False, "sde_sample_freq": -1}), "sbx-sac": (SACConfig, {})}[algorithm]
+    kind = {"sbx-ppo": PPOConfig, "sbx-sac": SACConfig}[algorithm]
+    changes = {"use_sde": False, "sde_sample_freq": -1} if kind is PPOConfig else {}
     found = sb3.presets(env, algorithm.replace("sbx", "sb3"))
     return {name: kind(**{**dataclasses.asdict(config), **changes}) for name, config in found.items()}
 
