@@ -29,9 +29,10 @@ from reppo.loop import Clock, Run, evaluation_due
 from reppo.reppo import ActorAverage, averaged
 
 RESULTS = Path(__file__).parent.parent / "results"
-NUM_EVALS = 40
+#: Evaluations and episodes; fewer where environments are on the host, which train one seed after another.
+EVALUATED = {"num_evals": 40, "eval_episodes": 32}
+EVALUATED_ON_HOST = {"num_evals": 20, "eval_episodes": 10}
 DECAYS = (0.0, 0.8, 0.9, 0.95)
-#: Environments on the host train one seed after another.
 TASKS = (
     "playground:CartpoleSwingup",
     "playground:ReacherEasy",
@@ -44,9 +45,11 @@ COLUMNS = ("env", "seed", "env_steps", "actor_average", "return", "cpu", "revisi
 
 def measure(env: str, seed: int, num_seeds: int) -> list[dict[str, Any]]:
     """A row for every seed, evaluation and decay."""
-    config = dataclasses.replace(preset("cpu"), actor_average=0.0, num_evals=NUM_EVALS, eval_episodes=32)
+    made = envs.make(env)
+    evaluated = EVALUATED_ON_HOST if isinstance(made, envs.HostEnv) else EVALUATED
+    config = dataclasses.replace(preset("cpu"), actor_average=0.0, **evaluated)
     here = provenance.provenance()
-    run = Run(envs.make(env), config, range(seed, seed + num_seeds), None)
+    run = Run(made, config, range(seed, seed + num_seeds), None)
     run.start()
     clock, rows = Clock(time.perf_counter()), []
     update = {decay: jax.jit(jax.vmap(functools.partial(averaged, decay=decay))) for decay in DECAYS}

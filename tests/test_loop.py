@@ -155,6 +155,23 @@ def test_the_saved_policy_is_the_last_one(trained: Run) -> None:
     np.testing.assert_allclose(reppo.load_policy(trained.directory)(obs), expected, atol=1e-6)
 
 
+def test_what_is_evaluated_and_saved_is_the_average(trained: Run, tmp_path: Path) -> None:
+    averaging = reppo.train(TASK, dataclasses.replace(TINY, actor_average=0.9), seed=3, out=tmp_path / "run")
+    # The same run was learned, and another policy was evaluated and saved.
+    assert_identical(averaging.state.policy, trained.state.policy)
+    assert (averaging.returns != trained.returns).any()
+    mean = eqx.tree_at(lambda p: p.actor, averaging.state.policy, averaging.state.average.actor)
+    assert_identical(averaging.policy(), jax.tree.map(lambda x: x[0], mean))
+    assert averaging.state.average.iterations == TINY.num_iterations
+    newest = averaging.collector.evaluate(averaging.state, TINY.eval_episodes, 0, None)
+    assert newest is not None
+    np.testing.assert_array_equal(newest.returns, trained.returns)
+    obs = np.asarray(averaging.env_state.obs[0])
+    np.testing.assert_allclose(
+        reppo.load_policy(tmp_path / "run")(obs), averaging.policy()(jax.numpy.asarray(obs)).mode(), atol=1e-6
+    )
+
+
 def evaluation_points(config: Config) -> list[int]:
     return [i for i in range(config.num_iterations + 1) if evaluation_due(config, i)]
 

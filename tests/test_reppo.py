@@ -28,11 +28,14 @@ from reppo.distributions import TanhGaussian
 from reppo.duals import Duals
 from reppo.envs.spec import EnvSpec
 from reppo.reppo import (
+    ActorAverage,
     Batch,
     TrainState,
     actor_loss,
     apply_gradients,
+    averaged,
     critic_loss,
+    deployed,
     init,
     minibatch_step,
     optimisers,
@@ -655,6 +658,42 @@ def test_statistics_are_merged_once_after_the_update() -> None:
     expected = normalizer.update(start().policy.normalizer, ROLLOUT.obs, ROLLOUT.valid)
     for name, value in leaves(updated()[0].policy.normalizer).items():
         np.testing.assert_allclose(value, leaves(expected)[name], rtol=1e-5, err_msg=name)
+
+
+# ------------------------------------------------------------------------------------------- the average
+
+
+def test_the_average_is_a_mean_first_and_exponential_then() -> None:
+    actor = start().policy.actor
+    average = ActorAverage(jax.tree.map(lambda x: jnp.full_like(x, 99.0), actor), jnp.zeros((), jnp.int32))
+    found = []
+    for number in (4.0, 8.0, 12.0, 0.0):
+        average = averaged(average, jax.tree.map(functools.partial(jnp.full_like, fill_value=number), actor), 0.6)
+        assert len({float(x) for leaf in jax.tree.leaves(average.actor) for x in leaf.ravel()}) == 1
+        found.append(float(jax.tree.leaves(average.actor)[0].ravel()[0]))
+    # Weights 1, 1/2, then 0.4 where the mean of all would have 1/3 and 1/4.
+    np.testing.assert_allclose(found, [4, 6, 0.6 * 6 + 0.4 * 12, 0.6 * 8.4], rtol=1e-6)
+
+
+def test_learning_does_not_see_the_average_and_deployment_sees_nothing_else() -> None:
+    config = dataclasses.replace(CONFIG, actor_average=0.9)
+    fresh = ActorAverage(start().policy.actor, jnp.zeros((), jnp.int32))
+    state = dataclasses.replace(start(), average=fresh)
+    step = jax.jit(lambda state, key: update(state, ROLLOUT, key, config, SPEC)[0])
+    first = step(state, KEY)
+    second = step(first, jax.random.key(8))
+    assert_identical(dataclasses.replace(first, average=None), updated()[0])
+    # An iteration counts once, however many optimiser steps it takes.
+    middle = jax.tree.map(lambda a, b: (a + b) / 2, first.policy.actor, second.policy.actor)
+    for name, value in leaves(deployed(second).policy.actor).items():
+        np.testing.assert_allclose(value, leaves(middle)[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    assert_identical(dataclasses.replace(deployed(second), policy=second.policy), second)
+    assert_identical(deployed(second).policy.normalizer, second.policy.normalizer)
+
+
+def test_without_an_average_the_newest_actor_is_deployed() -> None:
+    assert init(KEY, CONFIG, SPEC).average is None
+    assert deployed(start()) is start()
 
 
 #: One epoch of one minibatch: operation by operation, more would take minutes.

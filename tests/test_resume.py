@@ -26,7 +26,9 @@ assert shared_programs  # a fixture of this module from here on
 
 ENV = "probe:TargetReach"
 STEPS = helpers.TINY.batch_size
-CONFIG = dataclasses.replace(helpers.TINY, total_steps=6 * STEPS, num_evals=3)  # evaluations after 0, 2, 4, 6 iterations
+CONFIG = dataclasses.replace(
+    helpers.TINY, total_steps=6 * STEPS, actor_average=0.5, num_evals=3
+)  # evaluations after 0, 2, 4, 6 iterations
 
 
 def train(out: Path, seeds: int = 1, config: Config = CONFIG, **how: Any) -> Run:
