@@ -157,15 +157,17 @@ def test_the_saved_policy_is_the_last_one(trained: Run) -> None:
 
 def test_what_is_evaluated_and_saved_is_the_average(trained: Run, tmp_path: Path) -> None:
     averaging = reppo.train(TASK, dataclasses.replace(TINY, actor_average=0.9), seed=3, out=tmp_path / "run")
-    # The same run was learned, and another policy was evaluated and saved.
-    assert_identical(averaging.state.policy, trained.state.policy)
-    assert (averaging.returns != trained.returns).any()
+    # The same was learned, up to the last bits of another program; another policy was evaluated and saved.
+    expected = leaves(trained.state.policy)
+    for name, value in leaves(averaging.state.policy).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
     mean = eqx.tree_at(lambda p: p.actor, averaging.state.policy, averaging.state.average.actor)
     assert_identical(averaging.policy(), jax.tree.map(lambda x: x[0], mean))
     assert averaging.state.average.iterations == TINY.num_iterations
     newest = averaging.collector.evaluate(averaging.state, TINY.eval_episodes, 0, None)
     assert newest is not None
-    np.testing.assert_array_equal(newest.returns, trained.returns)
+    np.testing.assert_allclose(newest.returns, trained.returns, rtol=1e-2)
+    assert np.abs(newest.returns - averaging.returns).max() > np.abs(newest.returns - trained.returns).max()
     obs = np.asarray(averaging.env_state.obs[0])
     np.testing.assert_allclose(
         reppo.load_policy(tmp_path / "run")(obs), averaging.policy()(jax.numpy.asarray(obs)).mode(), atol=1e-6

@@ -682,7 +682,10 @@ def test_learning_does_not_see_the_average_and_deployment_sees_nothing_else() ->
     step = jax.jit(lambda state, key: update(state, ROLLOUT, key, config, SPEC)[0])
     first = step(state, KEY)
     second = step(first, jax.random.key(8))
-    assert_identical(dataclasses.replace(first, average=None), updated()[0])
+    # Another program: its last bits may differ.
+    expected = leaves(updated()[0])
+    for name, value in leaves(dataclasses.replace(first, average=None)).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
     # An iteration counts once, however many optimiser steps it takes.
     middle = jax.tree.map(lambda a, b: (a + b) / 2, first.policy.actor, second.policy.actor)
     for name, value in leaves(deployed(second).policy.actor).items():
