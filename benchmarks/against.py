@@ -38,7 +38,7 @@ class Task(NamedTuple):
     evaluations: Mapping[str, int]  #: of each other's whole run: about six in that time
 
 
-MUJOCO = {"sb3-ppo": 150, "sb3-sac": 800, "sbx-ppo": 100, "sbx-sac": 300}
+MUJOCO = {"sb3-ppo": 150, "sb3-sac": 800, "sbx-ppo": 100, "sbx-sac": 200}
 
 #: REPPO steps EnvPool's copy of a task where there is one, as on a CPU a user should; Stable-Baselines3 and SBX make
 #: their own vectors of Gymnasium's.
