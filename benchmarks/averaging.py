@@ -3,9 +3,9 @@
     python benchmarks/averaging.py                                              # all tasks; results/averaging.csv
     python benchmarks/averaging.py --tasks playground:CartpoleSwingup --seed 10 --seeds 1
 
-The average changes nothing of what is learned, so that one run, of the ``cpu`` preset, says it of every decay: at each
-evaluation, all of them play the same episodes. The table has every evaluation of every seed; tasks that are in it already
-are kept.
+The average changes nothing of what is learned, so that one run, of the ``cpu`` preset, says it of every decay. At each
+evaluation all of them play the same episodes, but for EnvPool, which draws new ones. The table has every evaluation of
+every seed; seeds that are in it already are kept.
 """
 
 from __future__ import annotations
@@ -99,9 +99,13 @@ def main() -> None:
     for env in args.tasks:
         together = 1 if isinstance(envs.make(env), envs.HostEnv) else args.seeds
         for seed in range(args.seed, args.seed + args.seeds, together):
-            if (env, seed) in done:
+            there = [(env, seed + k) in done for k in range(together)]
+            if all(there):
                 continue
-            rows = measure(env, seed, together)
+            if any(there):
+                raise SystemExit(f"{args.out} has some of these seeds of {env}, which are trained at once: name others")
+            with jax.default_matmul_precision(preset("cpu").precision):
+                rows = measure(env, seed, together)
             with args.out.open("a", newline="") as file:
                 csv.DictWriter(file, COLUMNS).writerows(rows)
             last = [row for row in rows if row["env_steps"] == rows[-1]["env_steps"]]

@@ -149,7 +149,8 @@ def readme_section() -> str:
 | solved | {solved(env, first_starts)} |
 | seconds, compilation included | {min(seconds):.0f} to {max(seconds):.0f}; {min(cached):.0f} with a warm compilation cache |
 
-[Decision 0010](docs/decisions/0010-cpu-preset.md) says how the preset was chosen, and what its dips are.
+Decisions [0010](docs/decisions/0010-cpu-preset.md) and [0017](docs/decisions/0017-average.md) say how the preset was chosen,
+and what its dips are.
 
 {beside_others()}
 
@@ -164,13 +165,13 @@ def beside_others() -> str:
         return ""
     mean = {(row[0], row[1]): row[4] for row in found.rows}
     seconds = {row[0]: row[2] for row in found.rows if row[1] != "reppo"}
-    names = ("reppo", "sb3-ppo", "sb3-sac")
+    names = {"reppo": "REPPO", "sb3-ppo": "PPO", "sb3-sac": "SAC", "sbx-ppo": "PPO of SBX", "sbx-sac": "SAC of SBX"}
     rows = [[f"`{task}`", seconds[task], *(mean.get((task, name), "-") for name in names)] for task in seconds]
     return f"""\
-Beside Stable-Baselines3 with RL Zoo's settings, in equal time on one core from a cold start, mean returns (REPPO still with
-`--target-entropy-per-action -0.5`):
+Beside Stable-Baselines3 and SBX with RL Zoo's settings, in equal time on one core from a cold start, mean returns of five
+seeds:
 
-{table(["task", "seconds", "REPPO", "PPO", "SAC"], rows)}
+{table(["task", "seconds", *names.values()], rows)}
 On Ant an untrained policy stands still, for about 980, and SAC has not begun to learn by then.
 [More of it](docs/results.md#beside-stable-baselines3-in-equal-time). Beside Brax's PPO and SAC, and FastTD3, ten seeds each:
 [the suite `laptop`](docs/results.md#the-suite-laptop)."""
@@ -210,7 +211,8 @@ def tasks_section() -> str:
 
     python benchmarks/learning.py tasks
 
-Five seeds at once in one process (`--seeds 5`), from a cold start; seconds are those of all five together. Another
+Five seeds at once in one process (`--seeds 5`), from a cold start; seconds are those of all five together. They are from
+before the preset averaged: `--actor-average 0`. Another
 program used the machine's other core, and during CartpoleBalance this one, too, so read the processor seconds. "Published"
 is the best mean final return of any method published for the task, at 50 million steps. Machine: {hardware("tasks.json")}.
 
@@ -347,10 +349,10 @@ def against_section() -> str:
 
     python benchmarks/against.py
 
-Every run in a process of its own on one core, from a cold start: imports, compilation and evaluations count. REPPO has its
-`cpu` preset, the same on every task, and EnvPool's copy of a task where there is one. Stable-Baselines3 has the settings
-that RL Baselines3 Zoo publishes for the task, of MuJoCo's those for Gymnasium's older release, on its own vectors of
-Gymnasium's environments; there are none for the two tasks that come from DeepMind Control, nor for gymnax's
+Every run in a process of its own on one core, two at a time, from a cold start: imports, compilation and evaluations count.
+REPPO has its `cpu` preset, the same on every task, and EnvPool's copy of a task where there is one. Stable-Baselines3, and SBX,
+which is the same in JAX, have the settings that RL Baselines3 Zoo publishes for the task, of MuJoCo's those for Gymnasium's
+older release, on their own vectors of Gymnasium's environments; there are none for the two tasks that come from DeepMind Control, nor for gymnax's
 Breakout-MinAtar, and REPPO is alone there.
 Returns are means over ten greedy episodes; seeds 10 to 14. "At a third" is what a run had after a third of the time;
 REPPO's is its untrained policy everywhere, because its first evaluation after training comes later than that; with seed 10

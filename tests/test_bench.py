@@ -41,7 +41,9 @@ def test_every_suite_can_be_configured(name: str) -> None:
     suite = SUITES[name]
     assert set(suite.algorithms) <= ALGORITHMS.keys()
     for algorithm in suite.algorithms:
-        suite.configured(algorithm).validate()
+        config = suite.configured(algorithm)
+        config.validate()
+        assert config.actor_average == 0, "suites compare newest policies"
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reppo
-from reppo.config import PRESETS, Config, ConfigError
+from reppo.config import LATER_OPTIONS, PRESETS, Config, ConfigError
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]
 
@@ -106,6 +106,8 @@ def test_a_run_has_as_many_iterations_as_reach_its_steps() -> None:
         ({"min_std": -0.1}, "min_std must not be negative"),
         ({"episode_length": 0}, "episode_length must be positive, got 0"),
         ({"min_beta": 0.02}, "initial_beta (0.01) must not be below min_beta (0.02)"),
+        ({"actor_average": 1.0}, "actor_average must be at least 0 and below 1, got 1.0"),
+        ({"actor_average": -0.1}, "actor_average must be at least 0 and below 1, got -0.1"),
         ({"critic_layers": 1}, "critic_layers must be at least 2, got 1"),
         ({"critic_layers": 10**9}, "critic_layers must be at most 100, got 1,000,000,000"),
         ({"target_samples": 2**31 - 1}, "target_samples must be at most 10,000, got 2,147,483,647"),
@@ -182,6 +184,15 @@ def test_junk_in_a_file_is_refused_or_was_a_value(name: str, value: Any) -> None
     else:
         with pytest.raises(ConfigError, match=f"^config.json: {name}"):
             Config.from_json(values, "config.json")
+
+
+def test_an_option_that_came_later_may_be_missing() -> None:
+    older = dataclasses.replace(Config(), actor_average=0.0)
+    values = dataclasses.asdict(older)
+    for name in LATER_OPTIONS:
+        del values[name]
+    assert Config.from_json(values, "config.json") == older
+    assert LATER_OPTIONS.keys() <= {field.name for field in dataclasses.fields(Config)}
 
 
 def test_unknown_and_missing_options_are_named() -> None:

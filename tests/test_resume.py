@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from tensorboardX.proto.event_pb2 import Event as EventRecord  # pyright: ignore
 
 import reppo
 from reppo import checkpoint, loop, run_directory
-from reppo.config import Config, ConfigError
+from reppo.config import LATER_OPTIONS, Config, ConfigError
 from reppo.interrupt import Interrupt, Stopped
 from reppo.loop import Run
 from reppo.plot import read_rows
@@ -26,9 +27,8 @@ assert shared_programs  # a fixture of this module from here on
 
 ENV = "probe:TargetReach"
 STEPS = helpers.TINY.batch_size
-CONFIG = dataclasses.replace(
-    helpers.TINY, total_steps=6 * STEPS, actor_average=0.5, num_evals=3
-)  # evaluations after 0, 2, 4, 6 iterations
+#: With evaluations after 0, 2, 4 and 6 iterations.
+CONFIG = dataclasses.replace(helpers.TINY, total_steps=6 * STEPS, actor_average=0.5, num_evals=3)
 
 
 def train(out: Path, seeds: int = 1, config: Config = CONFIG, **how: Any) -> Run:
@@ -211,6 +211,22 @@ def test_a_learning_rate_that_is_annealed_fixes_the_end(tmp_path: Path) -> None:
     saved = dataclasses.replace(CONFIG, anneal_learning_rate=True)
     with pytest.raises(ConfigError, match="total_steps 384 -> 768"):
         loop.check_changes(saved, dataclasses.replace(saved, total_steps=12 * STEPS))
+
+
+def test_a_run_from_before_an_option_there_is_now_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = dataclasses.replace(CONFIG, **LATER_OPTIONS)
+    describe = loop.describe
+
+    def older(run: Run) -> dict[str, Any]:
+        described = describe(run)
+        config = {name: value for name, value in described["config"].items() if name not in LATER_OPTIONS}
+        return {**described, "config": config}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "describe", older)
+        stopped(tmp_path / "run", 3, run=functools.partial(train, config=plain))
+    assert not LATER_OPTIONS.keys() & run_directory.read_description(tmp_path / "run")["config"].keys()
+    assert_same_run(reppo.resume(tmp_path / "run"), train(tmp_path / "whole", config=plain))
 
 
 # ------------------------------------------------------------------------------------------- damage

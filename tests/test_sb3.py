@@ -52,8 +52,7 @@ def test_sbx_has_the_same_settings_but_for_gsde() -> None:
         of_sb3 = sb3.presets(f"gymnasium:{task}", algorithm)["published"]
         found = sbx.presets(f"gymnasium:{task}", algorithm.replace("sb3", "sbx"))["published"]
         found.validate()
-        without = {"use_sde": False, "sde_sample_freq": -1} if isinstance(of_sb3, PPOConfig) else {}
-        assert dataclasses.asdict(found) == {**dataclasses.asdict(of_sb3), **without}
+        assert dataclasses.asdict(found) == {**dataclasses.asdict(of_sb3), **sbx.WITHOUT_SDE}
         assert found.name == of_sb3.name.replace("sb3", "sbx")
 
 
@@ -92,7 +91,8 @@ def test_every_setting_is_documented(root: Path) -> None:
         (dataclasses.replace(SAC, activation="gelu"), "activation must be tanh or relu, got 'gelu'"),
         (dataclasses.replace(SAC, net_arch=()), "net_arch must be positive widths, got none"),
         (dataclasses.replace(SAC, gamma=1.5), "gamma must be between 0 and 1, got 1.5"),
-        (dataclasses.replace(SBX_PPO, use_sde=True), "use_sde must be false: SBX's PPO has no gSDE"),
+        (dataclasses.replace(SBX_PPO, use_sde=True), "use_sde must be false: sbx-ppo has no gSDE"),
+        (dataclasses.replace(SBX_SAC, use_sde=True), "use_sde must be false: sbx-sac has no gSDE"),
     ],
 )
 def test_settings_that_cannot_be_are_one_line(config: Any, line: str) -> None:
@@ -116,6 +116,9 @@ def test_a_package_that_is_missing_names_its_extra(monkeypatch: pytest.MonkeyPat
     [
         ("probe:TargetReach", PPO, "sb3-ppo takes Gymnasium's environments, such as"),
         ("gymnasium:CartPole-v1", SAC, "has discrete actions; sb3-sac is for continuous ones"),
+        pytest.param(
+            "gymnasium:CartPole-v1", SBX_SAC, "has discrete actions; sbx-sac is for continuous ones", marks=needs_sbx
+        ),
     ],
 )
 def test_environments_that_it_cannot_take(env: str, config: Any, line: str) -> None:

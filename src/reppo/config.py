@@ -7,7 +7,7 @@ import difflib
 import math
 import sys
 import types
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from reppo.images import ImageEncoderKind
@@ -270,6 +270,7 @@ def config_from_json(cls: type[AnyConfig], values: dict[str, Any], source: str) 
         ConfigError: for unknown, missing or mistyped options; ``source`` names the file.
     """
     hints = get_type_hints(cls)
+    values = with_later_options(values, hints)
     for name in values.keys() ^ hints.keys():
         raise ConfigError(f"{source}: {'option missing' if name in hints else 'unknown option'}: {name}")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
@@ -279,6 +280,15 @@ def config_from_json(cls: type[AnyConfig], values: dict[str, Any], source: str) 
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     return config
+
+
+#: Options that came after runs had been written, and what those runs did: they can still be resumed.
+LATER_OPTIONS: Mapping[str, Any] = {"actor_average": 0.0}
+
+
+def with_later_options(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """An older run's options with those that came later, of these names."""
+    return {**{name: value for name, value in LATER_OPTIONS.items() if name in names}, **values}
 
 
 def check_types(config: Any) -> None:

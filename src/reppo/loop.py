@@ -25,7 +25,7 @@ import numpy as np
 from reppo import algorithms, checkpoint, compiling, envs, export, faults, run_directory
 from reppo.algorithms import make_learner
 from reppo.collector import Collected, Collector, JaxCollector, Keys, Stream, compile_over_seeds
-from reppo.config import PRESETS, ConfigError, RunConfig, shown_count
+from reppo.config import PRESETS, ConfigError, RunConfig, shown_count, with_later_options
 from reppo.envs.host import SimulatorError
 from reppo.envs.spec import EnvSpec, resolve
 from reppo.evaluate import Evaluation
@@ -446,7 +446,7 @@ def other_run(written: dict[str, Any], now: dict[str, Any]) -> list[str]:
     pairs = [(name, written.get(name), now[name]) for name in ("env", "seeds")]
     pairs.append(("algorithm", written.get("algorithm", "reppo"), now["algorithm"]))
     options, own = written.get("config"), now["config"]
-    options = options if isinstance(options, dict) else {}
+    options = with_later_options(options if isinstance(options, dict) else {}, own)
     names = sorted((options.keys() | own.keys()) - RESUMABLE)
     pairs += [(name, options.get(name), own.get(name)) for name in names]
     return [f"{name} {was!r} -> {this!r}" for name, was, this in pairs if was != this]

@@ -14,6 +14,7 @@ import jax
 PACKAGES = (
     "reppo", "jax", "jaxlib", "equinox", "optax", "numpy",
     "mujoco", "mujoco-mjx", "playground", "brax", "gymnax", "gymnasium", "envpool", "torch", "stable_baselines3",
+    "sbx-rl", "flax",
 )  # fmt: skip
 
 

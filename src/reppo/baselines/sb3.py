@@ -281,7 +281,7 @@ def suited(env: envs.AnyEnv, config: SB3Config) -> EnvSpec:
         raise ConfigError(f"{spec.name} has images as observations; this baseline reads vectors")
     if isinstance(spec.observation, dict):
         raise ConfigError(f"{spec.name} has dict observations, which {config.name} does not take here")
-    if spec.discrete and config.name == SACConfig.name:
+    if spec.discrete and isinstance(config, SACConfig):
         raise ConfigError(f"{spec.name} has discrete actions; {config.name} is for continuous ones")
     if not spec.discrete and not np.isfinite([spec.action_low, spec.action_high]).all():
         raise ConfigError(f"{spec.name} has actions without bounds; {config.name} needs them")

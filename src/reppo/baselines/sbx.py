@@ -1,4 +1,7 @@
-"""SBX, Stable-Baselines3's PPO and SAC written in JAX by its authors: its models in the runs of `reppo.baselines.sb3`."""
+"""SBX, Stable-Baselines3's PPO and SAC written in JAX by its authors: its models in the runs of `reppo.baselines.sb3`.
+
+Neither has gSDE, exploration that depends on the state; SBX accepts its settings and does something else.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,18 @@ from reppo.config import ConfigError
 PACKAGES = (*sb3.SB3Config.packages, "sbx")
 
 
+#: Where Stable-Baselines3's settings of a task have gSDE.
+WITHOUT_SDE = {"use_sde": False, "sde_sample_freq": -1}
+
+
+def refuse_sde(config: sb3.SB3Config) -> None:
+    if config.use_sde:
+        raise ConfigError(f"use_sde must be false: {config.name} has no gSDE")
+
+
 @dataclasses.dataclass(frozen=True)
 class PPOConfig(sb3.PPOConfig):
-    """PPO; SBX has no state-dependent exploration for it."""
+    """PPO."""
 
     name = "sbx-ppo"
     packages = PACKAGES
@@ -23,8 +35,7 @@ class PPOConfig(sb3.PPOConfig):
     def validate(self) -> None:
         """Raise `ConfigError` at the first value that cannot be trained with."""
         super().validate()
-        if self.use_sde:
-            raise ConfigError("use_sde must be false: SBX's PPO has no gSDE")
+        refuse_sde(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +46,17 @@ class SACConfig(sb3.SACConfig):
     packages = PACKAGES
     extra = "sbx"
 
+    def validate(self) -> None:
+        """Raise `ConfigError` at the first value that cannot be trained with."""
+        super().validate()
+        refuse_sde(self)
+
 
 def presets(env: str, algorithm: str) -> dict[str, Any]:
-    """Those of Stable-Baselines3's algorithm, without gSDE where SBX has none."""
+    """Those of Stable-Baselines3's algorithm, without gSDE."""
     kind = {"sbx-ppo": PPOConfig, "sbx-sac": SACConfig}[algorithm]
-    changes = {"use_sde": False, "sde_sample_freq": -1} if kind is PPOConfig else {}
     found = sb3.presets(env, algorithm.replace("sbx", "sb3"))
-    return {name: kind(**{**dataclasses.asdict(config), **changes}) for name, config in found.items()}
+    return {name: kind(**{**dataclasses.asdict(config), **WITHOUT_SDE}) for name, config in found.items()}
 
 
 class Agent(sb3.Agent):

@@ -174,7 +174,12 @@ def one_preset(results: Path) -> Iterator[Section]:
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
-        blocks: list[Block] = [Note("Written by benchmarks/learning.py, as docs/results.md says; 5 seeds in one process.")]
+        blocks: list[Block] = [
+            Note(
+                "Written by benchmarks/learning.py, as docs/results.md says; 5 seeds in one process. "
+                "From before the preset averaged: --actor-average 0."
+            )
+        ]
         for env in dict.fromkeys(row["env"] for row in rows):
             own = [row for row in rows if row["env"] == env]
             seeds = sorted({row["seed"] for row in own}, key=int)
@@ -193,7 +198,7 @@ def one_preset(results: Path) -> Iterator[Section]:
 
 
 def in_equal_time(results: Path) -> Iterator[Section]:
-    """REPPO beside Stable-Baselines3, from ``results/against.csv``, which `benchmarks/against.py` wrote."""
+    """REPPO beside Stable-Baselines3 and SBX, from ``results/against.csv``, which `benchmarks/against.py` wrote."""
     path = results / "against.csv"
     if not path.is_file():
         return
@@ -211,8 +216,8 @@ def in_equal_time(results: Path) -> Iterator[Section]:
         return
     note = (
         "Written by benchmarks/against.py: every run in a process of its own on one core, from a cold start; imports, "
-        "compilation and evaluations count. Stable-Baselines3 has RL Zoo's settings, REPPO its cpu preset "
-        "on every task, with the target entropy that it had then: --target-entropy-per-action -0.5."
+        "compilation and evaluations count. Stable-Baselines3 and SBX have RL Zoo's settings, REPPO its cpu preset on every "
+        "task. On tasks where it is alone, its runs are from before the preset averaged: --actor-average 0."
     )
     header = ["task", "algorithm", "seconds", "mean at a third", "mean at the end", "every seed, at the end", "of the run"]
     caption = (

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from reppo.config import Config, ConfigError
+from reppo.config import LATER_OPTIONS, Config, ConfigError
 from reppo.files import replacing, set_aside, write_json
 
 FORMAT = "reppo-run-1"
@@ -266,8 +266,9 @@ IMMATERIAL = frozenset(["checkpoint_minutes", "keep_checkpoints", "keep_best"])
 
 
 def differences(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """``name this -> that`` of the options that differ. An option that one lacks had its default: it came later."""
-    defaults = dataclasses.asdict(Config())
+    """``name this -> that`` of the options that differ. One that a configuration lacks came later: runs did then as its default
+    says, or `LATER_OPTIONS`."""
+    defaults = {**dataclasses.asdict(Config()), **LATER_OPTIONS}
     changed = []
     for name in sorted((config.keys() | other.keys()) - IMMATERIAL):
         was, now = (values.get(name, defaults.get(name)) for values in (config, other))
