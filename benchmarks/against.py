@@ -69,8 +69,8 @@ def command(name: str, algorithm: str, seed: int) -> list[str]:
     return ["baseline", algorithm, f"gymnasium:{name}", *common, "--num-evals", str(task.evaluations[algorithm])]
 
 
-def measure(name: str, algorithm: str, seed: int, core: int) -> list[dict[str, Any]]:
-    """The evaluations of one run, as far as it came in its time."""
+def measure(name: str, algorithm: str, seed: int, core: int, stop: bool) -> list[dict[str, Any]]:
+    """The evaluations of one run, as far as it came in its time; REPPO's to its end, unless ``stop``."""
     task, here = TASKS[name], provenance.provenance()
     words = command(name, algorithm, seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +84,7 @@ def measure(name: str, algorithm: str, seed: int, core: int) -> list[dict[str, A
         )
         began, finished = time.perf_counter(), True
         try:
-            _, said = process.communicate(timeout=None if algorithm == REPPO else task.seconds)
+            _, said = process.communicate(timeout=task.seconds if stop or algorithm != REPPO else None)
             if process.returncode:
                 raise SystemExit(f"{' '.join(words)}: {said.decode().strip()}")
         except subprocess.TimeoutExpired:
@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", choices=TASKS, default=list(TASKS))
     parser.add_argument("--algorithms", nargs="*", choices=ALGORITHMS, default=ALGORITHMS)
     parser.add_argument("--cores", nargs="*", type=int, default=[0], help="a run at a time on each; unset, on the first")
+    parser.add_argument("--stop", action="store_true", help="stop REPPO at the task's time, too")
     parser.add_argument("--out", type=Path, default=RESULTS / "against.csv")
     args = parser.parse_args()
     done = set()
@@ -138,7 +139,7 @@ def main() -> None:
     def job(run: tuple[str, str, int]) -> list[dict[str, Any]]:
         core = cores.get()
         try:
-            return measure(*run, core)
+            return measure(*run, core, args.stop)
         finally:
             cores.put(core)
 

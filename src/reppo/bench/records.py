@@ -266,8 +266,10 @@ IMMATERIAL = frozenset(["checkpoint_minutes", "keep_checkpoints", "keep_best"])
 
 
 def differences(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """``name this -> that`` of the options that differ. One that a configuration lacks came later: runs did then as its default
-    says, or `LATER_OPTIONS`."""
+    """``name this -> that`` of the options that differ.
+
+    One that a configuration lacks came later; what was done before it is its default, or in `LATER_OPTIONS`.
+    """
     defaults = {**dataclasses.asdict(Config()), **LATER_OPTIONS}
     changed = []
     for name in sorted((config.keys() | other.keys()) - IMMATERIAL):
