@@ -5,9 +5,10 @@
 
 Every run is a command of ``reppo``, with its default settings on a CPU, in a process of its own that is kept to one core:
 seconds count from the start of the process, imports and compilation included, without a compilation cache. REPPO trains to
-the end of its ``cpu`` preset, and what it had at the task's time is compared; ``--stop`` stops it then. The others are stopped
-then, if RL Zoo's number of steps does not end them before. The table holds every evaluation of every seed. Runs that are there already are
-kept, so an interrupted benchmark goes on: every row says on which processor and at which revision it was made.
+the end of its ``cpu`` preset, and what it had at the task's time is compared; ``--stop`` stops it then. The others are
+stopped then, if RL Zoo's number of steps does not end them before. The table holds every evaluation of every seed. Runs that
+are there already are kept, so an interrupted benchmark goes on: every row says on which processor and at which revision it
+was made.
 """
 
 from __future__ import annotations
