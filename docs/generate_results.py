@@ -148,6 +148,7 @@ def readme_section() -> str:
 | final greedy return | {listed(returns(first_starts))} (published, after 50 million steps: {PUBLISHED[env]:.0f}) |
 | solved | {solved(env, first_starts)} |
 | seconds, compilation included | {min(seconds):.0f} to {max(seconds):.0f}; {min(cached):.0f} with a warm compilation cache |
+| the same in a faster hour, an earlier revision | {before()} ([more](docs/results.md#the-default-run)) |
 
 Decisions [0010](docs/decisions/0010-cpu-preset.md) and [0017](docs/decisions/0017-average.md) say how the preset was chosen,
 and what its dips are.
@@ -199,10 +200,21 @@ def quickstart_section() -> str:
 
 One process per seed, from a cold start with an empty compilation cache; then the first seed again with the cache. Seconds
 are wall time of the whole process, imports, compilation, evaluations and files included. The machine is shared, and its
-speed drifts by a factor of almost two within a day: the processor seconds drift with it.
+speed drifts by a factor of two within a day: the processor seconds drift with it. These are of a slow hour, and torch was
+installed, which the writer of TensorBoard's files imports where it is there: that costs seconds at the start, and memory. In
+a faster hour, without torch, at a revision that did not average yet, the same six took {before()}
+(`results/quickstart_before_average.csv`, there are its returns, too); averaging itself is one operation an iteration.
 Machine: {hardware("quickstart.json")}.
 
 {quickstart()}"""
+
+
+def before() -> str:
+    """Seconds of the default run in a faster hour."""
+    rows = read("quickstart_before_average.csv")
+    cold = [float(row["seconds"]) for row in rows if row["start"] == "cold"]
+    cached = min(float(row["seconds"]) for row in rows if row["start"] == "cached")
+    return f"{min(cold):.0f} to {max(cold):.0f} seconds, and {cached:.0f} with the cache"
 
 
 def tasks_section() -> str:
@@ -347,29 +359,31 @@ def against_section() -> str:
     return f"""\
 ## Beside Stable-Baselines3, in equal time
 
-    python benchmarks/against.py
+    python benchmarks/against.py --cores 0 1
 
 Every run in a process of its own on one core, two at a time, from a cold start: imports, compilation and evaluations count.
-REPPO has its `cpu` preset, the same on every task, and EnvPool's copy of a task where there is one. Stable-Baselines3, and SBX,
-which is the same in JAX, have the settings that RL Baselines3 Zoo publishes for the task, of MuJoCo's those for Gymnasium's
-older release, on their own vectors of Gymnasium's environments; there are none for the two tasks that come from DeepMind Control, nor for gymnax's
-Breakout-MinAtar, and REPPO is alone there.
-Returns are means over ten greedy episodes; seeds 10 to 14. "At a third" is what a run had after a third of the time;
-REPPO's is its untrained policy everywhere, because its first evaluation after training comes later than that; with seed 10
-of WalkerWalk even after the end. "Of the run" is the mean after all of an algorithm's steps, where every run made them:
-REPPO's are 800,000. They are from before the preset had a target entropy of 0: add `--target-entropy-per-action -0.5`.
+REPPO has its `cpu` preset, the same on every task, and EnvPool's copy of a task where there is one. Stable-Baselines3, and
+SBX, which is the same in JAX, have the settings that RL Baselines3 Zoo publishes for the task, of MuJoCo's those for
+Gymnasium's older release, on their own vectors of Gymnasium's environments; there are none for the two tasks that come from
+DeepMind Control, nor for gymnax's Breakout-MinAtar, and REPPO is alone there.
+Returns are means over ten greedy episodes; seeds 10 to 14. "At a third" is what a run had after a third of the time; where
+it had not been evaluated since, that is its untrained policy. "Of the run" is the mean after all of an algorithm's steps,
+where every run made them: REPPO's are 800,000.
 Machine: {hardware("against.json")}.
 
 {table(found.header, rows)}
 We aimed at the return that the best of the others has at the end, in a third of the time, and miss it: REPPO's first
-evaluation after training comes later. By the end it is about as good as the best of them on Pendulum and CartPole, and far
-ahead on HalfCheetah. On Ant it is the worst of the three after two minutes: from 994, which is what a policy earns that
-stands still, it falls to 56, and it is beyond that only by the end of its run. Stable-Baselines3's SAC has hardly begun to
-learn by then, on Ant and HalfCheetah: the Zoo has it collect 10,000 steps first. Seeds 10 and 11 of CheetahRun and
-WalkerWalk ran beside other programs, at half the speed. Breakout-MinAtar was run later, on another processor and beside
-other programs, too. The file was put together from four calls of the command; its columns `compared_at`, `finished`,
-`cpu` and `revision` (of Breakout alone), and the versions of torch and Stable-Baselines3, were added afterwards, and the
-time at which Breakout is compared was changed from 120 to 480 seconds.
+evaluation after training comes later, but for one run of CartPole. By the end it is as good as the best of them on Pendulum
+and CartPole, and on HalfCheetah it has ten times the return of the next. ANT
+The Zoo has SAC collect 10,000 steps on HalfCheetah and Ant before it learns, so that it has hardly begun. SBX makes fewer
+steps than Stable-Baselines3 in that time, with one environment and small networks.
+
+This machine was slow in these hours: the default run took twice as long as in earlier tables. Torch was installed, which the
+writer of TensorBoard's files imports where it is there, so REPPO's start was slower than it need be. REPPO was stopped with
+the others on Ant (`--stop`); seed 10, which was not, came to 1,716 after 478 seconds. Seeds 12 to 14 and most of Ant are of
+a later revision than the rest; in between nothing changed that these runs do. CheetahRun and WalkerWalk are those of
+`results/entropy_against.csv`, on a faster machine; Breakout-MinAtar was run still earlier, beside other programs. All three
+are from before the preset averaged (`--actor-average 0`).
 
 {chr(10).join(figures)}
 """
