@@ -173,7 +173,7 @@ Beside Stable-Baselines3 and SBX with RL Zoo's settings, in equal time on one co
 seeds:
 
 {table(["task", "seconds", *names.values()], rows)}
-On Ant an untrained policy stands still, for about 980, and SAC has not begun to learn by then.
+On Ant an untrained policy stands still, for about 980, and Stable-Baselines3's SAC has not begun to learn by then.
 [More of it](docs/results.md#beside-stable-baselines3-in-equal-time). Beside Brax's PPO and SAC, and FastTD3, ten seeds each:
 [the suite `laptop`](docs/results.md#the-suite-laptop)."""
 
@@ -374,7 +374,8 @@ Machine: {hardware("against.json")}.
 {table(found.header, rows)}
 We aimed at the return that the best of the others has at the end, in a third of the time, and miss it: REPPO's first
 evaluation after training comes later, but for one run of CartPole. By the end it is as good as the best of them on Pendulum
-and CartPole, and on HalfCheetah it has ten times the return of the next. ANT
+and CartPole, and on HalfCheetah it has ten times the return of the next. On Ant it is the worst of the five after two
+minutes: an untrained policy stands still, for about 990, and all fall from there when they begin to learn, REPPO farthest.
 The Zoo has SAC collect 10,000 steps on HalfCheetah and Ant before it learns, so that it has hardly begun. SBX makes fewer
 steps than Stable-Baselines3 in that time, with one environment and small networks.
 
