@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ TASKS = (
     "envpool:CheetahRun-v1",
     "envpool:WalkerWalk-v1",
 )
-COLUMNS = ("env", "seed", "env_steps", "actor_average", "return", "cpu", "revision")
+COLUMNS: Sequence[str] = ("env", "seed", "env_steps", "actor_average", "return", "cpu", "revision")
 
 
 def measure(env: str, seed: int, num_seeds: int) -> list[dict[str, Any]]:
