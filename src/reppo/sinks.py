@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TextIO
 
-# Its SummaryWriter queues events to a thread, so that nobody knows how much of them is in the file.
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event as EventRecord  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-
 from reppo.config import ConfigError
+from reppo.imports import without
+
+with without("torch"):
+    # Its SummaryWriter queues events to a thread, so that nobody knows how much of them is in the file.
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event as EventRecord  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 Rows = Sequence[dict[str, float]]
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
+from reppo import imports
 from reppo.envs.brax_style import BraxStyle
 
 EPISODE_LENGTH = 1000  #: the time limit that Brax's own training uses for all of its tasks
 
 
-def names() -> list[str]:
-    from brax import envs
+def _envs() -> Any:
+    with imports.of_physics():
+        from brax import envs
+    return envs
 
-    return sorted(envs._envs)
+
+def names() -> list[str]:
+    return sorted(_envs()._envs)
 
 
 def make(name: str, backend: str | None = None) -> BraxStyle:
     """Build a task; ``backend`` is one of Brax's physics back ends, unset the task's own."""
-    from brax import envs
-
     options: dict[str, Any] = {} if backend is None else {"backend": backend}
     return BraxStyle(
-        envs.get_environment(name, **options), name=f"brax:{name}", episode_length=EPISODE_LENGTH, value_range=None
+        _envs().get_environment(name, **options), name=f"brax:{name}", episode_length=EPISODE_LENGTH, value_range=None
     )

@@ -6,6 +6,7 @@ import os
 import subprocess
 from typing import Any, cast
 
+from reppo import imports
 from reppo.config import ConfigError
 from reppo.envs import value_ranges
 from reppo.envs.brax_style import BraxStyle
@@ -13,16 +14,22 @@ from reppo.envs.brax_style import BraxStyle
 DOWNLOAD = "REPPO_ALLOW_DOWNLOAD"  #: environment variable without which nothing is fetched from the network
 
 
-def names() -> list[str]:
-    from mujoco_playground import registry
+def _registry() -> Any:
+    with imports.of_physics():
+        from mujoco_playground import registry
+    return registry
 
-    return sorted(registry.ALL_ENVS)
+
+def names() -> list[str]:
+    return sorted(_registry().ALL_ENVS)
 
 
 def make(name: str, physics: str | None = None) -> BraxStyle:
     """Build a task. ``physics`` is ``jax`` or ``warp``; unset, ``jax``: Playground's own default, warp, crawls on a CPU."""
+    if physics == "warp" and not imports.warp_is_useful():
+        raise ConfigError(f"playground:{name}: physics 'warp' is for GPUs, and is not loaded on a CPU; leave it at 'jax'")
+    registry = _registry()
     import mujoco
-    from mujoco_playground import registry
     from mujoco_playground._src import mjx_env
 
     dmc = name in registry.dm_control_suite.ALL_ENVS
@@ -54,7 +61,7 @@ def make(name: str, physics: str | None = None) -> BraxStyle:
 
 def training_config(name: str, algorithm: str) -> dict[str, Any] | None:
     """Playground's own settings of a task for Brax's ``ppo`` or ``sac``; None where it has none."""
-    from mujoco_playground import registry
+    registry = _registry()
     from mujoco_playground.config import dm_control_suite_params, locomotion_params, manipulation_params
 
     families = [
