@@ -26,6 +26,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "reppo",
     "svg.fonttype": "none",
     "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana"],
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": INK,
@@ -83,12 +84,19 @@ def inlined(text: str, title: str) -> str:
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[A-Za-z0-9_.]+_\d+">', "<g>", text)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    # A hundredth of a point is not seen, and six digits are half of the page.
-    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text)
+    text = re.sub(r' d="[^"]*"', lambda path: shorter(path[0]), text)
     text = re.sub(r"\n\s+", "\n", text)
     text = text.replace(INK, "currentColor")
     head, _, rest = text.partition(">")
     return f'{head} role="img" aria-label="{escaped(title)}">{rest}'
+
+
+def shorter(path: str) -> str:
+    """An SVG path to a tenth of a point, which nobody sees; six digits are half of the page."""
+    path = re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), path)
+    if not re.search(r"[CQ]", path):
+        path = re.sub(r"\s+L ", " ", path)  # points after the first one need no letter
+    return re.sub(r"\s+", " ", path)
 
 
 def escaped(text: str) -> str:
