@@ -242,8 +242,10 @@ def test_figures_take_the_ink_of_the_page() -> None:
     assert "<text" in image  # text stays text
     assert image == lines([Line('a "<b>"', x, x, x - 1, x + 1)], 'a "<b>"', x="x", y="y")
     assert "name" in bars([Bar("name", 1, 0, 2)], "bars", x="x", reference=0.5)
-    path = inlined('<svg>\n   <path d="M 1.23456 4\nL 5.678 8.9"/></svg>', "t")
-    assert path == '<svg role="img" aria-label="t">\n<path d="M 1.23 4\nL 5.67 8.9"/></svg>'
+    path = inlined('<svg>\n   <path d="M 1.23456 4\nL 5.678 8.9 \nL 3 -0.04\nz"/></svg>', "t")
+    assert path == '<svg role="img" aria-label="t">\n<path d="M 1.2 4 5.7 8.9 3 -0 z"/></svg>'
+    curve = inlined('<svg><path d="M 0 1.5\nC 1 1 2 2 3.0 3\nL 4 4"/></svg>', "t")
+    assert curve == '<svg role="img" aria-label="t"><path d="M 0 1.5 C 1 1 2 2 3 3 L 4 4"/></svg>'
     assert inlined("<?xml?><svg a='1'><g id=\"axes_1\"></g></svg>", "t") == (
         '<svg a=\'1\' role="img" aria-label="t"><g></g></svg>'
     )
