@@ -2,6 +2,7 @@
 
     python benchmarks/against.py                       # all tasks; results/against.csv
     python benchmarks/against.py --tasks Pendulum-v1 --algorithms reppo --cores 0 1
+    python benchmarks/against.py --tasks Ant-v5 --algorithms reppo --stop --options="--num-epochs 8" --out epochs.csv
 
 Every run is a command of ``reppo``, with its default settings on a CPU, in a process of its own that is kept to one core:
 seconds count from the start of the process, imports and compilation included, without a compilation cache. REPPO trains to
@@ -19,6 +20,7 @@ import csv
 import json
 import os
 import queue
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -61,19 +63,19 @@ COLUMNS: Sequence[str] = (
 EPISODES = 10  #: of an evaluation
 
 
-def command(name: str, algorithm: str, seed: int) -> list[str]:
-    """The words after ``reppo``, but for ``--out``."""
+def command(name: str, algorithm: str, seed: int, options: Sequence[str]) -> list[str]:
+    """The words after ``reppo``, but for ``--out``; ``options`` are more of REPPO's."""
     task = TASKS[name]
     common = ["--preset", "cpu", "--seed", str(seed), "--eval-episodes", str(EPISODES)]
     if algorithm == REPPO:
-        return ["train", task.env, *common]
+        return ["train", task.env, *common, *options]
     return ["baseline", algorithm, f"gymnasium:{name}", *common, "--num-evals", str(task.evaluations[algorithm])]
 
 
-def measure(name: str, algorithm: str, seed: int, core: int, stop: bool) -> list[dict[str, Any]]:
+def measure(name: str, algorithm: str, seed: int, core: int, stop: bool, options: Sequence[str]) -> list[dict[str, Any]]:
     """The evaluations of one run, as far as it came in its time; REPPO's to its end, unless ``stop``."""
     task, here = TASKS[name], provenance.provenance()
-    words = command(name, algorithm, seed)
+    words = command(name, algorithm, seed, options)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         process = subprocess.Popen(
@@ -123,6 +125,8 @@ def main() -> None:
     parser.add_argument("--algorithms", nargs="*", choices=ALGORITHMS, default=ALGORITHMS)
     parser.add_argument("--cores", nargs="*", type=int, default=[0], help="a run at a time on each; unset, on the first")
     parser.add_argument("--stop", action="store_true", help="stop REPPO at the task's time, too")
+    parser.add_argument("--options", type=shlex.split, default=[], help="of REPPO, in place of its preset's")
+    parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS), help="unset, those never used for tuning")
     parser.add_argument("--out", type=Path, default=RESULTS / "against.csv")
     args = parser.parse_args()
     done = set()
@@ -140,14 +144,14 @@ def main() -> None:
     def job(run: tuple[str, str, int]) -> list[dict[str, Any]]:
         core = cores.get()
         try:
-            return measure(*run, core, args.stop)
+            return measure(*run, core, args.stop, args.options)
         finally:
             cores.put(core)
 
     # Seed by seed, so that what there is of an interrupted benchmark compares like with like.
     runs = [
         (name, algorithm, seed)
-        for seed in SEEDS
+        for seed in args.seeds
         for name in args.tasks
         for algorithm in (REPPO, *TASKS[name].evaluations)
         if algorithm in args.algorithms

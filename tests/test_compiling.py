@@ -30,7 +30,7 @@ def test_the_users_flags_are_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compiling.known(compiling.SELDOM) == {"xla_backend_optimization_level": 0}
 
 
-@pytest.mark.parametrize("options", [compiling.SIMULATOR, compiling.RESET, compiling.SELDOM])
+@pytest.mark.parametrize("options", [compiling.NETWORKS, compiling.SIMULATOR, compiling.RESET, compiling.SELDOM])
 def test_the_compiler_of_this_version_has_every_option(options: compiling.Options) -> None:
     assert compiling.known(options) == options
 

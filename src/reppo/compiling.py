@@ -15,10 +15,10 @@ from typing import Any
 
 import jax
 
-Options = Mapping[str, bool | int]
+Options = Mapping[str, bool | int | str]
 
-#: The networks' programs: XLA's defaults, which make the fastest matrix products.
-NETWORKS: Options = {}
+#: The networks' programs: no fusions by YNNPACK, whose calls cost small matrix products more than they save.
+NETWORKS: Options = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 #: A program that steps a simulator.
 SIMULATOR: Options = {"xla_cpu_use_fusion_emitters": False}
@@ -35,7 +35,7 @@ def compiled(function: Callable[..., Any], options: Options, donate: tuple[int, 
     return jax.jit(function, donate_argnums=donate, compiler_options=known(options))
 
 
-def known(options: Options) -> dict[str, bool | int]:
+def known(options: Options) -> dict[str, bool | int | str]:
     """Those of the options that this version of XLA has, and that ``XLA_FLAGS`` does not set; none on another device than
     a CPU."""
     if jax.default_backend() != "cpu":
@@ -45,7 +45,7 @@ def known(options: Options) -> dict[str, bool | int]:
 
 
 @functools.cache
-def _accepts(name: str, value: bool | int) -> bool:
+def _accepts(name: str, value: bool | int | str) -> bool:
     """XLA's options come and go, and an unknown one is an error: try it on nothing."""
     try:
         jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
