@@ -4,8 +4,7 @@
     python benchmarks/compiling.py --tasks playground:CheetahRun --out cheetah.csv
 
 Both sets of options are in one process, and their programs run in turns: `xla` is the compiler's default, `reppo` what a
-run uses. `update` has the defaults in both, and tells how steady the machine was. Compiling is given in processor seconds,
-running as the median of the wall times.
+run uses. Compiling is given in processor seconds, running as the median of the wall times.
 """
 
 from __future__ import annotations
