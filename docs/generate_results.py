@@ -205,11 +205,10 @@ def quickstart_section() -> str:
 
 One process per seed, from a cold start with an empty compilation cache; then the first seed again with the cache. Seconds
 are wall time of the whole process, imports, compilation, evaluations and files included. The machine is shared, and its
-speed drifts by a factor of two within a day: the processor seconds drift with it. These are of a slow hour, and torch was
-installed, which the writer of TensorBoard's files imports where it is there: that costs seconds at the start, and memory.
-The README's first line in a fresh clone, without torch, trained seed 0 to the same 862.4 in 92 seconds two hours later. In
-a faster hour, without torch, at a revision that did not average yet, the same six took {before()}
-(`results/quickstart_before_average.csv`, there are its returns, too); averaging itself is one operation an iteration.
+speed drifts by a factor of two within a day: the processor seconds drift with it. These are of a slow hour. In a faster one,
+at a revision that did not average yet, the same six took {before()} (`results/quickstart_before_average.csv`, there
+are its returns, too). They once took 107 to 121 seconds, in another slow hour, with PyTorch installed and before starts did
+without it (`results/quickstart.csv` in git at c96931a; its last digits, and so its returns, are others).
 Machine: {hardware("quickstart.json")}.
 
 {quickstart()}"""
@@ -291,7 +290,7 @@ def compiling_section() -> str:
     python benchmarks/compiling.py
 
 What the options of `reppo.compiling` are worth with the `cpu` preset: processor seconds to compile, milliseconds to run
-once, the two in turns.
+once, the two in turns. `update` still had XLA's defaults in both columns, and shows how steady the machine was.
 Machine: {hardware("compiling.json")}. [Decision 0016](decisions/0016-compiling.md) has the reasons.
 
 {compiling()}"""

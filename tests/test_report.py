@@ -17,7 +17,7 @@ from helpers import TINY
 
 from reppo import cli
 from reppo.bench import beside, records, report
-from reppo.bench.figures import Bar, Line, bars, inlined, lines
+from reppo.bench.figures import CROWDED, FONTS, Bar, Line, bars, inlined, lines
 from reppo.bench.page import Figure, Missing, Section, Table, html, markdown
 from reppo.bench.records import Key, Record, Status
 from reppo.bench.suites import SUITES
@@ -232,6 +232,17 @@ def test_seconds_before_the_first_evaluation_count_as_nothing() -> None:
     assert report.run_on(run, np.array([0.0, 10.0, 19.0, 25.0]), "seconds").tolist() == [0, 5, 5, 7]
 
 
+def test_many_curves_have_a_panel_each_beside_the_first() -> None:
+    x = np.arange(3.0)
+    few = [Line(f"curve{i}", x, x + i, x, x + 9) for i in range(CROWDED - 1)]
+    many = [*few, Line("last", x, x, x, x)]
+    legend, panels = (lines(curves, "t", x="x", y="y") for curves in (few, many))
+    assert [legend.count(f">curve{i}<") for i in range(CROWDED - 1)] == [1] * (CROWDED - 1)
+    assert [panels.count(f">{curve.name}<") for curve in many] == [0] + [1] * (CROWDED - 1)
+    assert legend.count("stroke-dasharray") == 0
+    assert panels.count("stroke-dasharray") == CROWDED - 1  # the first one, in every panel
+
+
 def test_figures_take_the_ink_of_the_page() -> None:
     x = np.arange(3.0)
     image = lines([Line('a "<b>"', x, x, x - 1, x + 1)], 'a "<b>"', x="x", y="y")
@@ -240,14 +251,15 @@ def test_figures_take_the_ink_of_the_page() -> None:
     assert 'aria-label="a &quot;&lt;b&gt;&quot;"' in image
     assert "<metadata>" not in image
     assert "<text" in image  # text stays text
+    assert image.count("font-family") == 1
     assert image == lines([Line('a "<b>"', x, x, x - 1, x + 1)], 'a "<b>"', x="x", y="y")
     assert "name" in bars([Bar("name", 1, 0, 2)], "bars", x="x", reference=0.5)
     path = inlined('<svg>\n   <path d="M 1.23456 4\nL 5.678 8.9 \nL 3 -0.04\nz"/></svg>', "t")
-    assert path == '<svg role="img" aria-label="t">\n<path d="M 1.2 4 5.7 8.9 3 -0 z"/></svg>'
+    assert path == f'<svg role="img" aria-label="t" font-family="{FONTS}">\n<path d="M 1.2 4 5.7 8.9 3 -0 z"/></svg>'
     curve = inlined('<svg><path d="M 0 1.5\nC 1 1 2 2 3.0 3\nL 4 4"/></svg>', "t")
-    assert curve == '<svg role="img" aria-label="t"><path d="M 0 1.5 C 1 1 2 2 3 3 L 4 4"/></svg>'
+    assert curve == f'<svg role="img" aria-label="t" font-family="{FONTS}"><path d="M 0 1.5 C 1 1 2 2 3 3 L 4 4"/></svg>'
     assert inlined("<?xml?><svg a='1'><g id=\"axes_1\"></g></svg>", "t") == (
-        '<svg a=\'1\' role="img" aria-label="t"><g></g></svg>'
+        f'<svg a=\'1\' role="img" aria-label="t" font-family="{FONTS}"><g></g></svg>'
     )
 
 

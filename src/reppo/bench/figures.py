@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from reppo.plot import SEED_COLOURS, short
@@ -22,6 +23,8 @@ INK = "#010203"  #: stands for the page's own colour until it is written
 COLOURS = SEED_COLOURS
 COLOUR_NAMES = ("blue", "red", "green", "pink", "orange", "light blue")
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  #: with which lines that share a colour are told apart
+CROWDED = len(COLOURS) + 1  #: so many curves in one figure are not told apart
+FONTS = "'DejaVu Sans', 'Verdana', sans-serif"  #: as Matplotlib writes those of `STYLE`
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "reppo",
     "svg.fonttype": "none",
@@ -87,8 +90,9 @@ def inlined(text: str, title: str) -> str:
     text = re.sub(r' d="[^"]*"', lambda path: shorter(path[0]), text)
     text = re.sub(r"\n\s+", "\n", text)
     text = text.replace(INK, "currentColor")
+    text = text.replace(f"font-family: {FONTS}; ", "")  # said once, for all
     head, _, rest = text.partition(">")
-    return f'{head} role="img" aria-label="{escaped(title)}">{rest}'
+    return f'{head} role="img" aria-label="{escaped(title)}" font-family="{FONTS}">{rest}'
 
 
 def shorter(path: str) -> str:
@@ -122,7 +126,9 @@ def lines(
     y_range: tuple[float, float] | None = None,
     log: bool = False,
 ) -> str:
-    """Curves with shaded intervals; ``log``: both axes are logarithmic."""
+    """Curves with shaded intervals; ``log``: both axes are logarithmic. `CROWDED` ones in `multiples`."""
+    if len(curves) >= CROWDED:
+        return multiples(curves, title, x=x, y=y)
 
     def draw(axes: Axes) -> None:
         for curve, (colour, dash) in zip(curves, styles(curves), strict=True):
@@ -144,6 +150,34 @@ def lines(
             axes.set_title(title, fontsize=9, loc="left")
 
     return svg(draw, title, size)
+
+
+def multiples(curves: Sequence[Line], title: str, *, x: str, y: str) -> str:
+    """A small panel for each curve but the first, which is in all of them, dashed, to compare with."""
+    first, *others = curves
+    columns = 3
+
+    def draw(axes: Axes) -> None:
+        figure = axes.figure
+        assert isinstance(figure, Figure)
+        axes.remove()
+        panels = figure.subplots(-(-len(others) // columns), columns, sharex=True, sharey=True, squeeze=False).flatten()
+        for panel, curve in zip(panels, others, strict=False):
+            panel.fill_between(curve.x, curve.low, curve.high, color=COLOURS[0], alpha=0.15, linewidth=0)
+            panel.plot(first.x, first.y, color=INK, linestyle=DASHES[1], linewidth=0.8)
+            panel.plot(curve.x, curve.y, color=COLOURS[0], linewidth=1.4)
+            panel.set_title(curve.name, fontsize=8)
+            panel.xaxis.set_major_locator(MaxNLocator(2))
+            panel.yaxis.set_major_locator(MaxNLocator(3))
+            panel.xaxis.set_major_formatter(lambda value, _: short(value))
+            panel.yaxis.set_major_formatter(lambda value, _: short(value))
+            panel.grid()
+        for panel in panels[len(others) :]:
+            panel.remove()
+        figure.supxlabel(x, fontsize=9)
+        figure.supylabel(y, fontsize=9)
+
+    return svg(draw, title, (5.2, 0.6 + 1.1 * -(-len(others) // columns)))
 
 
 def bars(values: Sequence[Bar], title: str, *, x: str, reference: float | None = None) -> str:

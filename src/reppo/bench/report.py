@@ -237,31 +237,13 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
     title = f"Sample efficiency, {name}"
     caption = f"IQM of normalised returns ({REF_BEST}) over {over}."
     image = figures.lines(drawn, title, x="environment steps", y=f"IQM, {REF_BEST}")
+    crowded = len(of) >= figures.CROWDED  # then tables say the rest
+    if crowded:
+        caption += f" Dashed: {drawn[0].name}."
     yield Figure(f"{name}-sample-efficiency", title, image, caption)
-
-    drawn = []
-    for algorithm, groups in of.items():
-        seconds = np.linspace(0, max(run.curve[-1, 1] for group in groups for run in group.runs), GRID)
-        c = [normalised(group.env, REF_BEST, group.on(seconds, "seconds")) for group in groups]
-        drawn.append(Line(algorithm, seconds, *statistics.sample_efficiency(c, resamples=500)))
-    title = f"Wall-clock, {name}"
-    caption = (
-        "Seconds since the process began, compilation included, and 0 before the first evaluation; where seeds shared a "
-        "process, of all of them together. They depend on what else the machine does, which docs/benchmarks.md tells."
-    )
-    image = figures.lines(drawn, title, x="seconds", y=f"IQM, {REF_BEST}")
-    yield Figure(f"{name}-wall-clock", title, image, caption)
-
-    taus = np.linspace(0, 1.1, 111)
-    drawn = []
-    for algorithm, groups in of.items():
-        scores = [normalised(group.env, REF_BEST, group.finals) for group in groups]
-        profile = statistics.bootstrap(scores, lambda s: statistics.performance_profile(s, taus), resamples=500)
-        drawn.append(Line(algorithm, taus, *profile))
-    title = f"Performance profile, {name}"
-    caption = f"Share of runs whose final normalised return ({REF_BEST}) is above tau.{unequal}"
-    image = figures.lines(drawn, title, x=f"tau, {REF_BEST}", y="share of runs", y_range=(-0.02, 1.02))
-    yield Figure(f"{name}-profile", title, image, caption)
+    if not crowded:
+        yield wall_clock(name, of)
+        yield profile(name, of, unequal)
 
     drawn, rows = [], []
     for algorithm, c in curves.items():
@@ -270,9 +252,10 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
         rows.append([algorithm, interval(at_end), f"{found.never_dropped:.2f}", f"{found.reached:.2f}"])
         drawn.append(Line(algorithm, grids[algorithm], found.from_step, found.from_step, found.from_step))
     title = f"Reliability at tau = {TAU}, {name}"
-    caption = f"Share of runs that are at or above {TAU} ({REF_BEST}) from this step on, to the end."
-    image = figures.lines(drawn, title, x="environment steps", y="share of runs", y_range=(-0.02, 1.02))
-    yield Figure(f"{name}-reliability", title, image, caption)
+    if not crowded:
+        caption = f"Share of runs that are at or above {TAU} ({REF_BEST}) from this step on, to the end."
+        image = figures.lines(drawn, title, x="environment steps", y="share of runs", y_range=(-0.02, 1.02))
+        yield Figure(f"{name}-reliability", title, image, caption)
     header = ["algorithm", "at the end", "never dropped after first reaching it", "ever reached"]
     yield Table(title, header, rows, f"Shares of runs, {REF_BEST}.{unequal}", id=f"{name}-reliability-table")
 
@@ -287,6 +270,34 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
         image = figures.bars(values, title, x=f"P({first} > other)", reference=0.5)
         caption = f"Chance that a run of the first beats one of the other; ties half.{unequal}"
         yield Figure(f"{name}-improvement", title, image, caption)
+
+
+def wall_clock(name: str, of: dict[str, list[Group]]) -> Figure:
+    drawn = []
+    for algorithm, groups in of.items():
+        seconds = np.linspace(0, max(run.curve[-1, 1] for group in groups for run in group.runs), GRID)
+        c = [normalised(group.env, REF_BEST, group.on(seconds, "seconds")) for group in groups]
+        drawn.append(Line(algorithm, seconds, *statistics.sample_efficiency(c, resamples=500)))
+    title = f"Wall-clock, {name}"
+    caption = (
+        "Seconds since the process began, compilation included, and 0 before the first evaluation; where seeds shared a "
+        "process, of all of them together. They depend on what else the machine does, which docs/benchmarks.md tells."
+    )
+    image = figures.lines(drawn, title, x="seconds", y=f"IQM, {REF_BEST}")
+    return Figure(f"{name}-wall-clock", title, image, caption)
+
+
+def profile(name: str, of: dict[str, list[Group]], unequal: str) -> Figure:
+    taus = np.linspace(0, 1.1, 111)
+    drawn = []
+    for algorithm, groups in of.items():
+        scores = [normalised(group.env, REF_BEST, group.finals) for group in groups]
+        shares = statistics.bootstrap(scores, lambda s: statistics.performance_profile(s, taus), resamples=500)
+        drawn.append(Line(algorithm, taus, *shares))
+    title = f"Performance profile, {name}"
+    caption = f"Share of runs whose final normalised return ({REF_BEST}) is above tau.{unequal}"
+    image = figures.lines(drawn, title, x=f"tau, {REF_BEST}", y="share of runs", y_range=(-0.02, 1.02))
+    return Figure(f"{name}-profile", title, image, caption)
 
 
 def ordering(scores: dict[str, list[Array]], tasks: Sequence[str]) -> Note:
@@ -320,11 +331,12 @@ def task_curves(name: str, groups: Sequence[Group], published: Published) -> Ite
                 Line(group.algorithm, grid, *statistics.sample_efficiency([group.on(grid)], statistics.mean, resamples=500))
             )
         task = dmc_task(env)
-        caption = "Mean return over seeds."
+        crowded = len(drawn) >= figures.CROWDED
+        caption = "Mean return over seeds." + crowded * f" Dashed: {drawn[0].name}."
         if task is not None:
             if max(line.x[-1] for line in drawn) >= COMPARABLE * PUBLISHED_STEPS:
                 drawn += published.task(task)
-                caption += " Dashed: published IQM."
+                caption += " In the last panels: published IQM." if crowded else " Dashed: published IQM."
             elif published.there:
                 caption += f" Published after 50 million steps, best of all methods: {DMC23[task]:.4g}."
         title = f"{env.partition(':')[2]}, {name}"
