@@ -390,19 +390,19 @@ def parts_section() -> str:
 
     reppo bench parts --at-once 2
 
-Every part of REPPO taken out in turn: CartpoleSwingup with the `cpu` preset and half of its steps, 401,408, seeds 0 to 9 of an
-algorithm in one process. "Over the run" is the mean over the ten evaluations and the ten seeds, which says how fast it
-learned. "Beats `reppo`" is the chance that a seed has a greater mean over its run than a seed of `reppo`. Brackets are
+Every part of REPPO taken out in turn: CartpoleSwingup with the `cpu` preset and half of its steps, 401,408, seeds 0 to 9
+of an algorithm in one process. "Over the run" is the mean over the ten evaluations and the ten seeds, which says how fast
+it learned. "Beats `reppo`" is the chance that a seed has a greater mean over its run than a seed of `reppo`. Brackets are
 bootstrap intervals of 95 % over the seeds. No average of weights (`--actor-average 0`), revision c96931a.
 
 {parts()}
-On this small task, with one action and a reward between 0 and 1, most parts make no difference that ten seeds can tell. Three
-do. A quarter of the data per update is worse. Squared error learns faster than HL-Gauss, and each of its seeds is above 790
-at the end; the paper finds HL-Gauss the most important part, on harder tasks and over sixty times the steps. And a temperature
-that stays at 0.1 learns faster than one that adapts, which at first falls, because the policy begins with more entropy
-than its target. Without the KL constraint it learns as fast, and ends lower. The order of the paper, pathwise above `score_q`
-above `score_gae`, shows in the final means alone, and not beyond chance. What the parts are worth on the paper's tasks,
-`reppo bench ablations` would tell, on a GPU.
+On this small task, with one action and a reward between 0 and 1, most parts make no difference that ten seeds can tell.
+Three do. A quarter of the data per update is worse. Squared error learns faster than HL-Gauss, and each of its seeds is
+above 790 at the end; the paper finds HL-Gauss the most important part, on harder tasks and over sixty times the steps.
+And a temperature that stays at 0.1 learns faster than one that adapts, which at first falls, because the policy begins
+with more entropy than its target. Without the KL constraint it learns as fast, and ends lower. The order of the paper,
+pathwise above `score_q` above `score_gae`, shows in the final means alone, and not beyond chance. What the parts are
+worth on the paper's tasks, `reppo bench ablations` would tell, on a GPU.
 """
 
 
