@@ -63,7 +63,7 @@ COLUMNS: Sequence[str] = (
 EPISODES = 10  #: of an evaluation
 
 
-def command(name: str, algorithm: str, seed: int, options: Sequence[str]) -> list[str]:
+def command(name: str, algorithm: str, seed: int, options: Sequence[str] = ()) -> list[str]:
     """The words after ``reppo``, but for ``--out``; ``options`` are more of REPPO's."""
     task = TASKS[name]
     common = ["--preset", "cpu", "--seed", str(seed), "--eval-episodes", str(EPISODES)]
