@@ -30,6 +30,7 @@ from reppo.envs.spec import EnvSpec
 from reppo.reppo import (
     ActorAverage,
     Batch,
+    Series,
     TrainState,
     actor_loss,
     apply_gradients,
@@ -41,6 +42,7 @@ from reppo.reppo import (
     optimisers,
     policy_kl,
     shuffled_rows,
+    skipped,
     summarise,
     targets,
     update,
@@ -595,13 +597,14 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_is_counted(bad: float) 
     module = {"a": jnp.ones(3), "b": jnp.zeros(2)}
     grads = {"a": jnp.array([1.0, bad, 1.0]), "b": jnp.ones(2)}
     opt_state = network.init(module)
-    after, opt_after, skipped = apply_gradients(module, grads, opt_state, network)
+    after, opt_after, norm = apply_gradients(module, grads, opt_state, network)
     assert_identical((after, opt_after), (module, opt_state))
-    assert skipped == 1
-    after, opt_after, skipped = apply_gradients(module, {**grads, "a": jnp.ones(3)}, opt_state, network)
+    assert skipped(norm, jnp.ones(())) == 1
+    after, opt_after, norm = apply_gradients(module, {**grads, "a": jnp.ones(3)}, opt_state, network)
     assert differ(after, module)
     assert differ(opt_after, opt_state)
-    assert skipped == 0
+    np.testing.assert_allclose(norm, np.sqrt(5.0), rtol=1e-6)
+    assert skipped(norm, jnp.ones(())) == 0
 
 
 def test_gradients_are_clipped_to_their_norm_over_all_parameters() -> None:
@@ -754,7 +757,7 @@ def test_metrics_of_an_iteration_by_hand() -> None:
     batch = hand_batch()._replace(
         target=jnp.array([1.0, -2.0, 100.0, 6.0, -100.0, 3.0]), reward=jnp.array([1.0, 2.0, 50.0, 3.0, 50.0, 6.0])
     )
-    found = summarise(start(), batch, history, CONFIG)
+    found = summarise(start(), batch, Series.of(history), CONFIG)
     expected = {
         "critic/loss": 2.5,
         "actor/kl": 4.0,

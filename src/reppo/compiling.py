@@ -17,8 +17,9 @@ import jax
 
 Options = Mapping[str, bool | int | str]
 
-#: The networks' programs: no fusions by YNNPACK, whose calls cost small matrix products more than they save.
-NETWORKS: Options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+#: The networks' programs: no fusions by YNNPACK, whose calls cost small matrix products more than they save, and LLVM's
+#: first level of optimisation, which is enough for the loops between them.
+NETWORKS: Options = {"xla_cpu_experimental_ynn_fusion_type": "", "xla_backend_optimization_level": 1}
 
 #: A program that steps a simulator.
 SIMULATOR: Options = {"xla_cpu_use_fusion_emitters": False}

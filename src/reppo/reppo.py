@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from reppo import distributions, duals, hl_gauss, images, normalizer, returns
 from reppo.config import Config, ConfigError
@@ -79,6 +80,12 @@ def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.sum(x * mask) / jnp.maximum(jnp.sum(mask), 1.0)
 
 
+def masked_means(per_row: Metrics, mask: jax.Array) -> Metrics:
+    """`masked_mean` of each entry ``[B]``, all in one reduction."""
+    means = jnp.sum(jnp.stack(list(per_row.values())) * mask, -1) / jnp.maximum(jnp.sum(mask), 1.0)
+    return dict(zip(per_row, means, strict=True))
+
+
 # --------------------------------------------------------------------------------------------- 2. targets
 
 
@@ -118,8 +125,7 @@ def targets(state: TrainState, rollout: Rollout, config: Config, spec: EnvSpec, 
     """
     rollout = blank_invalid(rollout)
     policy, critic = state.policy, state.critic
-    key_next, key_current = jax.random.split(key)
-    step_keys = jax.random.split(key_next, config.num_steps)
+    step_keys = jax.random.split(key, config.num_steps)
 
     def critic_view(obs: PyTree) -> jax.Array:
         return select(normalizer.normalize(policy.normalizer, obs), spec.critic_keys)
@@ -143,7 +149,8 @@ def targets(state: TrainState, rollout: Rollout, config: Config, spec: EnvSpec, 
 
     advantage = jnp.zeros_like(target)
     if config.estimator == "score_gae":
-        here = soft_value(old_policy, critic, critic_view(rollout.obs), key_current, config.target_samples)
+        key_here = jax.random.fold_in(key, config.num_steps)
+        here = soft_value(old_policy, critic, critic_view(rollout.obs), key_here, config.target_samples)
         bonus = -state.duals.alpha * old_policy.log_prob(rollout.sample)
         advantage = (target + bonus) - (here.value + state.duals.alpha * here.entropy)
         centred = advantage - masked_mean(advantage, valid)
@@ -184,13 +191,14 @@ def critic_loss(critic: Critic, batch: Batch, aux_weight: float) -> tuple[jax.Ar
     aux_loss = batch.continues * squared / (batch.next_embedding.shape[-1] + 1)
 
     loss = masked_mean(value_loss + aux_weight * aux_loss, batch.valid)
-    metrics = {
-        "critic/loss": masked_mean(value_loss, batch.valid),
-        "critic/aux_loss": masked_mean(aux_loss, batch.valid),
-        "critic/value": masked_mean(value, batch.valid),
-        "critic/error": jnp.sqrt(masked_mean((value - batch.target) ** 2, batch.valid)),
+    per_row = {
+        "critic/loss": value_loss,
+        "critic/aux_loss": aux_loss,
+        "critic/value": value,
+        "critic/error": (value - batch.target) ** 2,
     }
-    return loss, metrics
+    metrics = masked_means(per_row, batch.valid)
+    return loss, {**metrics, "critic/error": jnp.sqrt(metrics["critic/error"])}
 
 
 def actor_loss(
@@ -203,7 +211,6 @@ def actor_loss(
          \beta \, \mathrm{KL}(\pi_\text{old} \| \pi_\theta)(x) & \text{otherwise}
        \end{cases} $$
     """
-    key_objective, key_entropy, key_kl = jax.random.split(key, 3)
     alpha, beta = jax.lax.stop_gradient((duals.alpha, duals.beta))
     policy = actor(batch.actor_obs)
 
@@ -213,10 +220,10 @@ def actor_loss(
         lambda action: critic(batch.critic_obs, action),
         alpha,
         behaviour,
-        key_objective,
+        key,
         config.estimator_samples,
     )
-    kl = policy_kl(batch.old_policy, policy, config, key_kl)
+    kl = policy_kl(batch.old_policy, policy, config, jax.random.fold_in(key, 1))
     inside = kl < config.kl_bound
     loss = {
         "gate": jnp.where(inside, objective, beta * kl),
@@ -226,13 +233,13 @@ def actor_loss(
 
     per_state = {
         "loss": loss,
-        "entropy": policy.entropy(key_entropy),
+        "entropy": policy.entropy(key),  # with the objective's key: the pathwise sample has its log-probability already
         "kl": kl,
         "kl_outside": 1.0 - inside,
         **policy.diagnostics(),
     }
-    metrics = {f"actor/{name}": masked_mean(values, batch.valid) for name, values in per_state.items()}
-    return masked_mean(loss, batch.valid), metrics
+    means = masked_means(per_state, batch.valid)
+    return masked_mean(loss, batch.valid), {f"actor/{name}": mean for name, mean in means.items()}
 
 
 def policy_kl(old: ActionDistribution, new: ActionDistribution, config: Config, key: jax.Array) -> jax.Array:
@@ -263,20 +270,26 @@ def optimisers(config: Config) -> Optimisers:
     return Optimisers(optax.flatten(network), optax.adam(rate(config.dual_learning_rate)))
 
 
+def skipped(*norms: jax.Array) -> jax.Array:
+    """How many of the steps with gradients of these norms `apply_gradients` left out."""
+    return jnp.sum(~jnp.isfinite(jnp.stack(norms)), dtype=jnp.float32)
+
+
 def apply_gradients(
     module: PyTree, grads: PyTree, opt_state: PyTree, optimiser: optax.GradientTransformation
 ) -> tuple[PyTree, PyTree, jax.Array]:
-    """One optimiser step; a non-finite gradient changes nothing and is counted. Returns (module, state, skipped).
+    """One optimiser step; a non-finite gradient changes nothing. Returns (module, state, norm of the gradient).
 
     The parameters then stay finite: where the gradient's norm is finite, so are Adam's moments, and its step is bounded.
     """
-    finite = jnp.isfinite(optax.tree.norm(grads))
+    norm = jnp.linalg.norm(ravel_pytree(grads)[0])  # one kernel; one for each of forty arrays compiles for a second
+    finite = jnp.isfinite(norm)
     updates, new_opt_state = optimiser.update(grads, opt_state, module)
     stepped = eqx.apply_updates(module, updates)
     module, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), (stepped, new_opt_state), (module, opt_state)
     )
-    return module, opt_state, 1.0 - finite
+    return module, opt_state, norm
 
 
 def target_entropy(config: Config, spec: EnvSpec) -> float:
@@ -296,12 +309,12 @@ def minibatch_step(
     network, dual = optimisers(config)
 
     critic_grads, critic_metrics = jax.grad(critic_loss, has_aux=True)(state.critic, batch, config.aux_weight)
-    critic, critic_opt, skipped_critic = apply_gradients(state.critic, critic_grads, state.critic_opt, network)
+    critic, critic_opt, critic_norm = apply_gradients(state.critic, critic_grads, state.critic_opt, network)
 
     actor_grads, actor_metrics = jax.grad(actor_loss, has_aux=True)(
         state.policy.actor, critic, state.duals, batch, config, key
     )
-    actor, actor_opt, skipped_actor = apply_gradients(state.policy.actor, actor_grads, state.actor_opt, network)
+    actor, actor_opt, actor_norm = apply_gradients(state.policy.actor, actor_grads, state.actor_opt, network)
 
     dual_grads = jax.grad(duals.loss)(
         state.duals,
@@ -312,16 +325,16 @@ def minibatch_step(
     )
     frozen = Duals(jnp.asarray(float(config.learn_alpha)), jnp.asarray(float(config.learn_beta)))
     dual_grads = jax.tree.map(jnp.multiply, dual_grads, frozen)
-    new_duals, duals_opt, skipped_duals = apply_gradients(state.duals, dual_grads, state.duals_opt, dual)
+    new_duals, duals_opt, duals_norm = apply_gradients(state.duals, dual_grads, state.duals_opt, dual)
     new_duals = duals.floored(new_duals, config.min_beta)
 
     policy = eqx.tree_at(lambda policy: policy.actor, state.policy, actor)
     metrics = {
         **critic_metrics,
         **actor_metrics,
-        "critic/grad_norm": optax.tree.norm(critic_grads),
-        "actor/grad_norm": optax.tree.norm(actor_grads),
-        "train/skipped_updates": skipped_critic + skipped_actor + skipped_duals,
+        "critic/grad_norm": critic_norm,
+        "actor/grad_norm": actor_norm,
+        "train/skipped_updates": skipped(critic_norm, actor_norm, duals_norm),
     }
     return TrainState(policy, critic, new_duals, state.average, actor_opt, critic_opt, duals_opt), metrics
 
@@ -330,10 +343,11 @@ def update(state: TrainState, rollout: Rollout, key: jax.Array, config: Config, 
     """One iteration's learning from one rollout."""
     batch, rows, keys = minibatches(state, rollout, key, config, spec)
 
-    def step(state: TrainState, inputs: tuple[jax.Array, jax.Array]) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, inputs: tuple[jax.Array, jax.Array]) -> tuple[TrainState, Series]:
         indices, step_key = inputs
         minibatch = jax.tree.map(lambda x: x[indices], batch)
-        return minibatch_step(state, minibatch, step_key, config, spec)
+        state, metrics = minibatch_step(state, minibatch, step_key, config, spec)
+        return state, Series.of(metrics)
 
     state, history = jax.lax.scan(step, state, (rows, keys))
 
@@ -357,8 +371,8 @@ def minibatches(
 
 def shuffled_rows(key: jax.Array, config: Config) -> jax.Array:
     """Row indices of every minibatch of every epoch, ``[E * M, B]``; each epoch visits each row once."""
-    permute = jax.vmap(lambda k: jax.random.permutation(k, config.batch_size))
-    return permute(jax.random.split(key, config.num_epochs)).reshape(config.num_updates, -1)
+    order = jax.random.bits(key, (config.num_epochs, config.batch_size))
+    return jnp.argsort(order, axis=1).reshape(config.num_updates, -1)
 
 
 def averaged(average: ActorAverage, actor: Actor, decay: float) -> ActorAverage:
@@ -379,11 +393,28 @@ def deployed(state: TrainState) -> TrainState:
     return eqx.tree_at(lambda s: s.policy.actor, state, state.average.actor)
 
 
-def summarise(state: TrainState, batch: Batch, history: Metrics, config: Config) -> Metrics:
+class Series(eqx.Module):
+    """Metrics of the optimiser's steps side by side, ``[..., M]``: a scan then stores one array, not one for each."""
+
+    values: jax.Array
+    names: tuple[str, ...] = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, metrics: Metrics) -> Series:
+        return cls(jnp.stack(list(metrics.values()), -1), tuple(metrics))
+
+    def __getitem__(self, name: str) -> jax.Array:
+        return self.values[..., self.names.index(name)]
+
+
+LAST_EPOCH = {"actor/kl", "actor/kl_outside", "actor/entropy", "actor/std", "actor/greedy_prob"}  #: those of the policy now
+
+
+def summarise(state: TrainState, batch: Batch, history: Series, config: Config) -> Metrics:
     """One number per metric and iteration; ``docs/metrics.md`` defines each."""
-    last_epoch = {"actor/kl", "actor/kl_outside", "actor/entropy", "actor/std", "actor/greedy_prob"}
-    by_epoch = {name: values.reshape(config.num_epochs, -1).mean(1) for name, values in history.items()}
-    minibatches = {name: epochs[-1] if name in last_epoch else epochs.mean() for name, epochs in by_epoch.items()}
+    by_epoch = history.values.reshape(config.num_epochs, config.num_minibatches, -1).mean(1)
+    last = jnp.array([name in LAST_EPOCH for name in history.names])
+    minibatches = dict(zip(history.names, jnp.where(last, by_epoch[-1], by_epoch.mean(0)), strict=True))
     minibatches["train/skipped_updates"] = jnp.sum(history["train/skipped_updates"])
     low, high = state.critic.v_min, state.critic.v_max
     clipped = (batch.target < low) | (batch.target > high)

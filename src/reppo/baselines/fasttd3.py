@@ -22,7 +22,7 @@ from reppo.config import ConfigError, Precision, check_limits, check_positive, c
 from reppo.envs.spec import EnvSpec
 from reppo.nets import Linear, select
 from reppo.normalizer import Normalizer
-from reppo.reppo import apply_gradients, blank_invalid, masked_mean
+from reppo.reppo import apply_gradients, blank_invalid, masked_mean, skipped
 from reppo.types import Learner, Metrics, PyTree, Rollout
 
 
@@ -379,15 +379,15 @@ def learning_step(state: TrainState, key: jax.Array, config: FastTD3Config, spec
 
     target, returns = critic_target(state.target_critics, state.policy.actor, batch, config, key_target)
     (loss, values), grads = jax.value_and_grad(critic_loss, has_aux=True)(state.critics, batch, target)
-    critics, critic_opt, skipped = apply_gradients(state.critics, grads, state.critic_opt, critic_optimiser)
+    critics, critic_opt, critic_norm = apply_gradients(state.critics, grads, state.critic_opt, critic_optimiser)
 
     def improve(_: None) -> tuple[Actor, optax.OptState, Metrics]:
         loss, grads = jax.value_and_grad(actor_loss)(state.policy.actor, critics, batch, config)
-        actor, opt, skipped = apply_gradients(state.policy.actor, grads, state.actor_opt, actor_optimiser)
-        return actor, opt, {"loss": loss, "grad_norm": optax.tree.norm(grads), "skipped": skipped}
+        actor, opt, norm = apply_gradients(state.policy.actor, grads, state.actor_opt, actor_optimiser)
+        return actor, opt, {"loss": loss, "grad_norm": norm}
 
     def wait(_: None) -> tuple[Actor, optax.OptState, Metrics]:
-        return state.policy.actor, state.actor_opt, dict.fromkeys(("loss", "grad_norm", "skipped"), jnp.zeros(()))
+        return state.policy.actor, state.actor_opt, dict.fromkeys(("loss", "grad_norm"), jnp.zeros(()))
 
     due = state.updates % config.policy_delay == config.policy_delay - 1
     actor, actor_opt, actor_metrics = jax.lax.cond(due, improve, wait, None)
@@ -398,7 +398,7 @@ def learning_step(state: TrainState, key: jax.Array, config: FastTD3Config, spec
     metrics = {
         "critic/loss": loss,
         "critic/value": masked_mean(jnp.mean(values, 0), rows.valid),
-        "critic/grad_norm": optax.tree.norm(grads),
+        "critic/grad_norm": critic_norm,
         "critic/target": masked_mean(returns, rows.valid),
         "critic/target_min": jnp.min(returns, where=rows.valid > 0, initial=jnp.inf),
         "critic/target_max": jnp.max(returns, where=rows.valid > 0, initial=-jnp.inf),
@@ -408,7 +408,7 @@ def learning_step(state: TrainState, key: jax.Array, config: FastTD3Config, spec
         "actor/loss": actor_metrics["loss"],
         "actor/grad_norm": actor_metrics["grad_norm"],
         "actor/updates": due.astype(jnp.float32),
-        "train/skipped_updates": skipped + actor_metrics["skipped"],
+        "train/skipped_updates": skipped(critic_norm, actor_metrics["grad_norm"]),
     }
     return TrainState(
         policy=eqx.tree_at(lambda policy: policy.actor, state.policy, actor),
