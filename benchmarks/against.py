@@ -79,11 +79,10 @@ def measure(name: str, algorithm: str, seed: int, core: int, stop: bool, options
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         process = subprocess.Popen(
-            [sys.executable, "-m", "reppo", *words, "--out", str(out)],
+            ["taskset", "--cpu-list", str(core), sys.executable, "-m", "reppo", *words, "--out", str(out)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env={**os.environ, "XDG_CACHE_HOME": folder, "JAX_PLATFORMS": "cpu"},
-            preexec_fn=lambda: os.sched_setaffinity(0, [core]),
         )
         began, finished = time.perf_counter(), True
         try:
@@ -127,8 +126,11 @@ def main() -> None:
     parser.add_argument("--stop", action="store_true", help="stop REPPO at the task's time, too")
     parser.add_argument("--options", type=shlex.split, default=[], help="of REPPO, in place of its preset's")
     parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS), help="unset, those never used for tuning")
-    parser.add_argument("--out", type=Path, default=RESULTS / "against.csv")
+    parser.add_argument("--out", type=Path, help="unset, results/against.csv, which has no options of its own")
     args = parser.parse_args()
+    if args.out is None and (args.options or args.seeds != list(SEEDS)):
+        parser.error("--options and --seeds need --out: results/against.csv has the default ones")
+    args.out = args.out or RESULTS / "against.csv"
     done = set()
     if args.out.exists():
         with args.out.open(newline="") as file:

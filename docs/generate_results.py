@@ -290,10 +290,32 @@ def compiling_section() -> str:
     python benchmarks/compiling.py
 
 What the options of `reppo.compiling` are worth with the `cpu` preset: processor seconds to compile, milliseconds to run
-once, the two in turns. `update` still had XLA's defaults in both columns, and shows how steady the machine was.
+once, the two in turns.
 Machine: {hardware("compiling.json")}. [Decision 0016](decisions/0016-compiling.md) has the reasons.
 
 {compiling()}"""
+
+
+def startup_section() -> str:
+    rows = read("startup.csv")
+    lines = []
+    for torch in dict.fromkeys(row["torch_installed"] for row in rows):
+        for kind, words in (("all", "what the libraries ask for"), ("reppo", "what a run does")):
+            found = [row for row in rows if row["torch_installed"] == torch and row["kind"] == kind]
+            seconds, peak = ([float(row[column]) for row in found] for column in ("seconds", "peak_mb"))
+            spread = f"{statistics.median(seconds):.1f} ({min(seconds):.1f}, {max(seconds):.1f})"
+            lines.append([words, "yes" if torch == "True" else "no", spread, f"{statistics.median(peak):.0f}"])
+    runs = len(rows) // len(lines)
+    return f"""\
+## Starting
+
+    python benchmarks/startup.py
+
+From the start of a process until the default task is made, before anything is compiled: importing what MuJoCo's and
+TensorBoard's libraries ask for, PyTorch and Warp, or doing without what a run on a CPU does not use. Medians of {runs}
+processes (least, most), the two kinds in turns. Machine: {hardware("startup.json")}.
+
+{table(["imports", "PyTorch installed", "seconds", "peak MB"], lines)}"""
 
 
 def memory_section() -> str:
@@ -400,7 +422,8 @@ On this small task, with one action and a reward between 0 and 1, most parts mak
 Two do. A quarter of the data per update is worse. Squared error learns faster than HL-Gauss, and each of its seeds is
 above 790 at the end; the paper finds HL-Gauss the most important part, on harder tasks and over sixty times the steps. At
 the edge of what ten seeds tell, a temperature that stays at 0.1 learns faster than one that adapts, which at first falls,
-because the policy begins with more entropy than its target. Without the KL constraint it learns as fast, and ends lower.
+because the policy begins with more entropy than its target. Without the KL constraint it learns as fast; its mean at the end
+is lower, within chance. There are fifteen comparisons: one beyond chance is to be expected of them by chance.
 The order of the paper, pathwise above `score_q` above `score_gae`, shows in the final means alone, and not beyond chance.
 What the parts are worth on the paper's tasks, `reppo bench ablations` would tell, on a GPU.
 """
@@ -453,6 +476,7 @@ SECTIONS = {
     "tasks.csv": tasks_section,
     "samples.csv": samples_section,
     "throughput.csv": throughput_section,
+    "startup.csv": startup_section,
     "compiling.csv": compiling_section,
     "memory.csv": memory_section,
     "against.csv": against_section,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 from unittest import mock
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from reppo import compiling, envs
+from reppo.collector import Stream
 from reppo.config import PRESETS
 from reppo.loop import Run
 
@@ -35,12 +37,16 @@ def test_the_compiler_of_this_version_has_every_option(options: compiling.Option
     assert compiling.known(options) == options
 
 
-def test_a_rollout_is_the_same_with_and_without_them() -> None:
+def test_an_iteration_is_the_same_with_and_without_them() -> None:
+    config = dataclasses.replace(PRESETS["cpu"], num_epochs=1, num_minibatches=2)
+
     def one_iteration() -> dict[str, Any]:
-        run = Run(envs.make("gymnax:Pendulum-v1"), PRESETS["cpu"], [3], None)
+        run = Run(envs.make("gymnax:Pendulum-v1"), config, [3], None)
         run.start()
         rows = run.collector.collect(run.state, 0).rows
-        return {"obs": rows.obs, "reward": rows.reward, "next_obs": rows.next_obs}
+        _, metrics = run.update(run.state, rows, run.key(Stream.ITERATION, 0, 1))
+        names = ("critic/loss", "critic/grad_norm", "actor/loss", "actor/grad_norm", "critic/target")
+        return {"obs": rows.obs, "reward": rows.reward, "next_obs": rows.next_obs, **{name: metrics[name] for name in names}}
 
     ours = one_iteration()
     with mock.patch.object(compiling, "known", return_value={}):

@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+import threading
+from importlib.machinery import ModuleSpec
 
+import jax
 import pytest
 
 from reppo import envs
 from reppo.config import ConfigError
-from reppo.imports import without
+from reppo.imports import of_physics, warp_is_useful, without
 
 
 @pytest.fixture
@@ -56,6 +59,62 @@ def test_a_run_loads_neither_torch_nor_warp(tmp_path):
     environ = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environ)
     assert done.stdout.splitlines() == ["[]", str(tmp_path / "warp.py")], done.stderr
+
+
+def test_listing_what_can_be_trained_starts_no_device():
+    script = (
+        "from reppo import envs\n"
+        "from reppo.bench import runner\n"
+        "from jax._src import xla_bridge\n"
+        "runner.unavailable('playground:CartpoleBalance'), runner.unavailable('brax:fast')\n"
+        "print(xla_bridge.backends_are_initialized())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["False"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("platforms", "plugins", "useful"),
+    [
+        ("cpu", ["jax_cuda12_plugin"], False),
+        ("cuda,cpu", [], True),
+        ("", [], False),
+        ("", ["jax_cuda13_plugin"], True),
+        ("tpu", ["jax_cuda13_plugin"], False),
+    ],
+)
+def test_warp_is_loaded_where_jax_may_use_cuda(monkeypatch, platforms, plugins, useful):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: ModuleSpec(name, None) if name in plugins else None)
+    before = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_platforms", platforms)
+    try:
+        assert warp_is_useful() == useful
+        monkeypatch.delitem(sys.modules, "warp", raising=False)
+        with of_physics():
+            assert ("warp" in sys.modules) == (not useful)
+    finally:
+        jax.config.update("jax_platforms", before)
+
+
+def test_threads_give_standard_output_back():
+    before, within, left = sys.stdout, threading.Event(), threading.Event()
+
+    def first():
+        with of_physics():
+            within.set()
+            left.wait(0.2)  # in vain: the other one waits for this one
+
+    def second():
+        within.wait()
+        with of_physics():
+            left.set()
+
+    threads = [threading.Thread(target=target) for target in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sys.stdout is before
 
 
 def test_warp_on_a_cpu_is_refused():

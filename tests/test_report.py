@@ -17,7 +17,7 @@ from helpers import TINY
 
 from reppo import cli
 from reppo.bench import beside, records, report
-from reppo.bench.figures import CROWDED, FONTS, Bar, Line, bars, inlined, lines
+from reppo.bench.figures import CROWDED, FONTS, Bar, Line, bars, inlined, lines, multiples
 from reppo.bench.page import Figure, Missing, Section, Table, html, markdown
 from reppo.bench.records import Key, Record, Status
 from reppo.bench.suites import SUITES
@@ -179,14 +179,22 @@ def test_published_figures_are_drawn(root: Path, tmp_path: Path, monkeypatch: py
 
 def test_a_curve_is_drawn_beside_the_published_one_where_steps_are_comparable(root: Path) -> None:
     published = beside.Published(root / "results" / "published")
-    key = Key("dmc23", "reppo", "playground:CheetahRun", 0)
-    for steps, expected in ((50_000_000, True), (1_000_000, False)):
+    for steps, algorithms, expected in (
+        (50_000_000, 1, True),
+        (50_000_000, 3, True),
+        (50_000_000, CROWDED, True),
+        (1_000_000, 1, False),
+    ):
         curve = np.array([[0, 0, 0, 0, 1], [steps, 9, 900, 0, 1.0]])
-        run = Record(key, "complete", "", DESCRIPTION, 1, 1, None, curve)
-        (figure,) = report.task_curves("dmc23", report.groups_of([run]), published)
+        keys = [Key("dmc23", f"ours-{i}", "playground:CheetahRun", 0) for i in range(algorithms)]
+        runs = [Record(key, "complete", "", DESCRIPTION, 1, 1, None, curve) for key in keys]
+        (figure,) = report.task_curves("dmc23", report.groups_of(runs), published)
         assert isinstance(figure, Figure)
         assert ("reppo_large" in figure.svg) == expected
         assert ("933.1" in figure.caption) != expected
+        # Published curves do not make a figure crowded; where our own do, the first of them is the one that is dashed.
+        assert ("Dashed: ours-0." in figure.caption) == (algorithms == CROWDED)
+        assert ("Dashed: published" in figure.caption) == (expected and algorithms < CROWDED)
 
 
 def test_the_toy_is_drawn_or_said_to_be_damaged(root: Path, tmp_path: Path) -> None:
@@ -236,7 +244,7 @@ def test_many_curves_have_a_panel_each_beside_the_first() -> None:
     x = np.arange(3.0)
     few = [Line(f"curve{i}", x, x + i, x, x + 9) for i in range(CROWDED - 1)]
     many = [*few, Line("last", x, x, x, x)]
-    legend, panels = (lines(curves, "t", x="x", y="y") for curves in (few, many))
+    legend, panels = lines(few, "t", x="x", y="y"), multiples(many, "t", x="x", y="y")
     assert [legend.count(f">curve{i}<") for i in range(CROWDED - 1)] == [1] * (CROWDED - 1)
     assert [panels.count(f">{curve.name}<") for curve in many] == [0] + [1] * (CROWDED - 1)
     assert legend.count("stroke-dasharray") == 0

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from test_returns import scalar_reference
 
-from reppo import hl_gauss, normalizer
+from reppo import distributions, estimators, hl_gauss, normalizer
 from reppo.config import Config
 from reppo.distributions import TanhGaussian
 from reppo.duals import Duals
@@ -35,6 +35,7 @@ from reppo.reppo import (
     actor_loss,
     apply_gradients,
     averaged,
+    count_skipped,
     critic_loss,
     deployed,
     init,
@@ -42,7 +43,6 @@ from reppo.reppo import (
     optimisers,
     policy_kl,
     shuffled_rows,
-    skipped,
     summarise,
     targets,
     update,
@@ -429,6 +429,26 @@ def hand_gradient(**changes: Any) -> Any:
     return actor_gradient(config)(actor, multipliers, actor_batch())
 
 
+def test_the_sampled_kl_has_noise_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Else the gate would be opened and closed by the very noise whose gradient it lets through.
+    keys = {}
+
+    def sampled_kl(first: Any, second: Any, key: jax.Array, num_samples: int) -> jax.Array:
+        keys["kl"] = key
+        return first.kl(second)
+
+    def objective(policy: Any, q: Any, alpha: Any, behaviour: Any, key: jax.Array, num_samples: int) -> jax.Array:
+        keys["objective"] = key
+        return alpha * policy.mean[:, 0]
+
+    monkeypatch.setattr(distributions, "sampled_kl", sampled_kl)
+    monkeypatch.setitem(estimators.ESTIMATORS, "pathwise", objective)
+    config = dataclasses.replace(CONFIG, kl_estimator="sampled")
+    actor = Table(jnp.full((4, 1), MEAN), jnp.full((4, 1), np.log(OLD_STD)))
+    actor_loss(actor, parabola, Duals(jnp.log(ALPHA), jnp.log(BETA)), actor_batch(), config, KEY)  # pyright: ignore
+    assert differ(jax.random.key_data(keys["kl"]), jax.random.key_data(keys["objective"]))
+
+
 Z = 0.5
 U = MEAN + OLD_STD * Z
 TANH = np.tanh(U)
@@ -599,12 +619,12 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_is_counted(bad: float) 
     opt_state = network.init(module)
     after, opt_after, norm = apply_gradients(module, grads, opt_state, network)
     assert_identical((after, opt_after), (module, opt_state))
-    assert skipped(norm, jnp.ones(())) == 1
+    assert count_skipped(norm, jnp.ones(())) == 1
     after, opt_after, norm = apply_gradients(module, {**grads, "a": jnp.ones(3)}, opt_state, network)
     assert differ(after, module)
     assert differ(opt_after, opt_state)
     np.testing.assert_allclose(norm, np.sqrt(5.0), rtol=1e-6)
-    assert skipped(norm, jnp.ones(())) == 0
+    assert count_skipped(norm, jnp.ones(())) == 0
 
 
 def test_gradients_are_clipped_to_their_norm_over_all_parameters() -> None:
@@ -753,7 +773,8 @@ def test_metrics_of_an_iteration_by_hand() -> None:
     # Two epochs of three minibatches. Of the KL, its share outside, entropy and std the last epoch counts; of the rest,
     # the mean over all; of the skipped updates, the sum.
     history = {name: jnp.arange(6.0) for name in ("critic/loss", "actor/kl", "actor/kl_outside", "actor/entropy")}
-    history |= {"actor/std": jnp.arange(6.0), "train/skipped_updates": jnp.array([0.0, 1.0, 0.0, 2.0, 0.0, 0.0])}
+    history |= {"actor/std": jnp.arange(6.0), "actor/greedy_prob": jnp.arange(6.0)}
+    history |= {"train/skipped_updates": jnp.array([0.0, 1.0, 0.0, 2.0, 0.0, 0.0])}
     batch = hand_batch()._replace(
         target=jnp.array([1.0, -2.0, 100.0, 6.0, -100.0, 3.0]), reward=jnp.array([1.0, 2.0, 50.0, 3.0, 50.0, 6.0])
     )
@@ -764,6 +785,7 @@ def test_metrics_of_an_iteration_by_hand() -> None:
         "actor/kl_outside": 4.0,
         "actor/entropy": 4.0,
         "actor/std": 4.0,
+        "actor/greedy_prob": 4.0,
         "train/skipped_updates": 3.0,
         "actor/alpha": 0.3,
         "actor/beta": 0.2,

@@ -137,9 +137,9 @@ def _update_like(config: Config, spec: EnvSpec) -> PyTree:
 
 def _update(saved: PyTree, config: Config, spec: EnvSpec) -> str:
     """Step through the update; says where the first such gradient is, in which arrays, and what it was made of."""
-    prepare = jax.jit(functools.partial(reppo.minibatches, config=config, spec=spec))
+    prepare = compiling.compiled(functools.partial(reppo.minibatches, config=config, spec=spec), compiling.NETWORKS)
     batch, rows, keys = prepare(saved["state"], saved["rollout"], saved["key"])
-    step = jax.jit(functools.partial(_step_and_gradients, config=config, spec=spec))
+    step = compiling.compiled(functools.partial(_step_and_gradients, config=config, spec=spec), compiling.NETWORKS)
     state, skipped, lines = saved["state"], 0, []
     for i in range(len(rows)):
         minibatch = jax.tree.map(lambda x, i=i: x[rows[i]], batch)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+
+_LOCK = threading.RLock()  #: two threads within would give back each other's modules and standard output
 
 
 @contextlib.contextmanager
@@ -16,30 +20,37 @@ def without(*packages: str) -> Iterator[None]:
     """Within, importing one of ``packages`` fails as if it were not installed, so that a library does without that option.
 
     PyTorch takes seconds and 200 MB, Warp with MuJoCo's kernels for it as long. A package that is already there stays, and
-    afterwards all of them can be imported.
+    afterwards all of them can be imported; but a library that was imported within has found none of them, and will not look
+    again in this process.
     """
-    modules: dict[str, Any] = sys.modules  # None is Python's own mark for a name that cannot be imported
-    blocked = [package for package in packages if package not in modules]
-    modules.update(dict.fromkeys(blocked))
-    try:
-        yield
-    finally:
-        for package in blocked:
-            if package in modules and modules[package] is None:
-                del modules[package]
+    with _LOCK:
+        modules: dict[str, Any] = sys.modules  # None is Python's own mark for a name that cannot be imported
+        blocked = [package for package in packages if package not in modules]
+        modules.update(dict.fromkeys(blocked))
+        try:
+            yield
+        finally:
+            for package in blocked:
+                if package in modules and modules[package] is None:
+                    del modules[package]
 
 
 def warp_is_useful() -> bool:
-    """Whether MuJoCo's kernels for Warp can run here at a speed that anyone would want."""
-    return jax.default_backend() != "cpu"
+    """Whether JAX may use CUDA here, which MuJoCo's kernels for Warp are for; asks no device, and so starts none."""
+    asked = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]  # JAX_PLATFORMS, too
+    if asked:
+        return not {"cuda", "gpu"}.isdisjoint(asked.split(","))
+    return any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
 
 
 @contextlib.contextmanager
 def of_physics() -> Iterator[None]:
     """For MuJoCo's and Brax's packages, which load PyTorch for wrappers, and Warp, also where that is of no use."""
-    if warp_is_useful():
-        with without("torch"):
-            yield
-    else:
-        with without("torch", "warp"), contextlib.redirect_stdout(io.StringIO()):  # MuJoCo prints that it found no Warp
-            yield
+    with _LOCK, contextlib.ExitStack() as stack:
+        if warp_is_useful():
+            stack.enter_context(without("torch"))
+        else:
+            stack.enter_context(without("torch", "warp"))
+            if "mujoco.mjx" not in sys.modules:  # it prints that it found no Warp
+                stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        yield

@@ -214,6 +214,9 @@ def actor_loss(
     alpha, beta = jax.lax.stop_gradient((duals.alpha, duals.beta))
     policy = actor(batch.actor_obs)
 
+    # The pathwise objective and the entropy have one key, and so one sample. What is gated by the KL must not choose it: a
+    # sampled KL has noise of its own.
+    key_kl = jax.random.fold_in(key, 1)
     behaviour = Behaviour(batch.sample, batch.old_policy.log_prob(batch.sample), batch.advantage)
     objective = ESTIMATORS[config.estimator](
         policy,
@@ -223,7 +226,7 @@ def actor_loss(
         key,
         config.estimator_samples,
     )
-    kl = policy_kl(batch.old_policy, policy, config, jax.random.fold_in(key, 1))
+    kl = policy_kl(batch.old_policy, policy, config, key_kl)
     inside = kl < config.kl_bound
     loss = {
         "gate": jnp.where(inside, objective, beta * kl),
@@ -233,7 +236,7 @@ def actor_loss(
 
     per_state = {
         "loss": loss,
-        "entropy": policy.entropy(key),  # with the objective's key: the pathwise sample has its log-probability already
+        "entropy": policy.entropy(key),
         "kl": kl,
         "kl_outside": 1.0 - inside,
         **policy.diagnostics(),
@@ -270,7 +273,7 @@ def optimisers(config: Config) -> Optimisers:
     return Optimisers(optax.flatten(network), optax.adam(rate(config.dual_learning_rate)))
 
 
-def skipped(*norms: jax.Array) -> jax.Array:
+def count_skipped(*norms: jax.Array) -> jax.Array:
     """How many of the steps with gradients of these norms `apply_gradients` left out."""
     return jnp.sum(~jnp.isfinite(jnp.stack(norms)), dtype=jnp.float32)
 
@@ -334,7 +337,7 @@ def minibatch_step(
         **actor_metrics,
         "critic/grad_norm": critic_norm,
         "actor/grad_norm": actor_norm,
-        "train/skipped_updates": skipped(critic_norm, actor_norm, duals_norm),
+        "train/skipped_updates": count_skipped(critic_norm, actor_norm, duals_norm),
     }
     return TrainState(policy, critic, new_duals, state.average, actor_opt, critic_opt, duals_opt), metrics
 
@@ -371,6 +374,7 @@ def minibatches(
 
 def shuffled_rows(key: jax.Array, config: Config) -> jax.Array:
     """Row indices of every minibatch of every epoch, ``[E * M, B]``; each epoch visits each row once."""
+    # One sort. Of 131,072 random words about two are alike, and keep their order; `jax.random.permutation` sorts again.
     order = jax.random.bits(key, (config.num_epochs, config.batch_size))
     return jnp.argsort(order, axis=1).reshape(config.num_updates, -1)
 
@@ -394,7 +398,7 @@ def deployed(state: TrainState) -> TrainState:
 
 
 class Series(eqx.Module):
-    """Metrics of the optimiser's steps side by side, ``[..., M]``: a scan then stores one array, not one for each."""
+    """Metrics side by side, the last axis of ``values``: a scan over minibatches then stores one array, not twenty."""
 
     values: jax.Array
     names: tuple[str, ...] = eqx.field(static=True)

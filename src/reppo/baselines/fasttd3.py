@@ -22,7 +22,7 @@ from reppo.config import ConfigError, Precision, check_limits, check_positive, c
 from reppo.envs.spec import EnvSpec
 from reppo.nets import Linear, select
 from reppo.normalizer import Normalizer
-from reppo.reppo import apply_gradients, blank_invalid, masked_mean, skipped
+from reppo.reppo import apply_gradients, blank_invalid, count_skipped, masked_mean
 from reppo.types import Learner, Metrics, PyTree, Rollout
 
 
@@ -408,7 +408,7 @@ def learning_step(state: TrainState, key: jax.Array, config: FastTD3Config, spec
         "actor/loss": actor_metrics["loss"],
         "actor/grad_norm": actor_metrics["grad_norm"],
         "actor/updates": due.astype(jnp.float32),
-        "train/skipped_updates": skipped(critic_norm, actor_metrics["grad_norm"]),
+        "train/skipped_updates": count_skipped(critic_norm, actor_metrics["grad_norm"]),
     }
     return TrainState(
         policy=eqx.tree_at(lambda policy: policy.actor, state.policy, actor),

@@ -126,9 +126,7 @@ def lines(
     y_range: tuple[float, float] | None = None,
     log: bool = False,
 ) -> str:
-    """Curves with shaded intervals; ``log``: both axes are logarithmic. `CROWDED` ones in `multiples`."""
-    if len(curves) >= CROWDED:
-        return multiples(curves, title, x=x, y=y)
+    """Curves with shaded intervals; ``log``: both axes are logarithmic. See `multiples` for `CROWDED` ones."""
 
     def draw(axes: Axes) -> None:
         for curve, (colour, dash) in zip(curves, styles(curves), strict=True):

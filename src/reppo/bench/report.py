@@ -236,8 +236,8 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
     ]
     title = f"Sample efficiency, {name}"
     caption = f"IQM of normalised returns ({REF_BEST}) over {over}."
-    image = figures.lines(drawn, title, x="environment steps", y=f"IQM, {REF_BEST}")
     crowded = len(of) >= figures.CROWDED  # then tables say the rest
+    image = (figures.multiples if crowded else figures.lines)(drawn, title, x="environment steps", y=f"IQM, {REF_BEST}")
     if crowded:
         caption += f" Dashed: {drawn[0].name}."
     yield Figure(f"{name}-sample-efficiency", title, image, caption)
@@ -340,7 +340,7 @@ def task_curves(name: str, groups: Sequence[Group], published: Published) -> Ite
             elif published.there:
                 caption += f" Published after 50 million steps, best of all methods: {DMC23[task]:.4g}."
         title = f"{env.partition(':')[2]}, {name}"
-        image = figures.lines(drawn, title, x="environment steps", y="return")
+        image = (figures.multiples if crowded else figures.lines)(drawn, title, x="environment steps", y="return")
         yield Figure(f"{name}-{env.replace(':', '-')}", title, image, caption)
 
 

@@ -6,6 +6,8 @@ import os
 import subprocess
 from typing import Any, cast
 
+import jax
+
 from reppo import imports
 from reppo.config import ConfigError
 from reppo.envs import value_ranges
@@ -26,8 +28,8 @@ def names() -> list[str]:
 
 def make(name: str, physics: str | None = None) -> BraxStyle:
     """Build a task. ``physics`` is ``jax`` or ``warp``; unset, ``jax``: Playground's own default, warp, crawls on a CPU."""
-    if physics == "warp" and not imports.warp_is_useful():
-        raise ConfigError(f"playground:{name}: physics 'warp' is for GPUs, and is not loaded on a CPU; leave it at 'jax'")
+    if physics == "warp" and jax.default_backend() != "gpu":
+        raise ConfigError(f"playground:{name}: physics 'warp' is for GPUs, and is not loaded without one; leave it at 'jax'")
     registry = _registry()
     import mujoco
     from mujoco_playground._src import mjx_env
