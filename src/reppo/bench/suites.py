@@ -182,8 +182,9 @@ COMPARED = (*ESTIMATORS, *BASELINES)
 #: Algorithms are compared by what they have learned, as in the paper: without the average that the preset `cpu` deploys.
 NEWEST = {"actor_average": 0.0}
 
-#: The paper's target entropy. The suites whose results were measured before the preset `cpu` had another keep it.
-PAPER_ENTROPY = {"target_entropy_per_action": -0.5}
+#: What the preset `cpu` had when the results of these suites were measured (docs/decisions/0010-cpu-preset.md).
+BEFORE_EPOCHS = {"num_epochs": 4, "kl_bound": 0.03}
+BEFORE_ENTROPY = {**BEFORE_EPOCHS, "target_entropy_per_action": -0.5}
 
 SUITES: dict[str, Suite] = {
     "dmc23": Suite(
@@ -222,25 +223,25 @@ SUITES: dict[str, Suite] = {
         COMPARED,
         num_seeds=10,
         preset="cpu",
-        options={**NEWEST, **PAPER_ENTROPY},
+        options={"total_steps": 800_000, **NEWEST, **BEFORE_ENTROPY},
         steps=dict.fromkeys(BASELINES, 200_000),
     ),
     "estimators": Suite(
-        "the three gradient estimators on a CPU, on two tasks, with half of the preset's steps",
+        "the three gradient estimators on a CPU, on two tasks, with 400,000 steps",
         ("playground:CartpoleBalance", "playground:CartpoleSwingup"),
         ESTIMATORS,
         num_seeds=10,
         preset="cpu",
-        options={"total_steps": 400_000, **NEWEST},
+        options={"total_steps": 400_000, **NEWEST, **BEFORE_EPOCHS},
         together=10,
     ),
     "parts": Suite(
-        "every part of REPPO taken out in turn, on a CPU, with half of the preset's steps",
+        "every part of REPPO taken out in turn, on a CPU, with 400,000 steps",
         ("playground:CartpoleSwingup",),
         tuple(ABLATIONS),
         num_seeds=10,
         preset="cpu",
-        options={"total_steps": 400_000, **NEWEST},
+        options={"total_steps": 400_000, **NEWEST, **BEFORE_EPOCHS},
         together=10,
     ),
     "smoke": Suite(
@@ -249,7 +250,7 @@ SUITES: dict[str, Suite] = {
         (REPPO, "reppo-score_gae"),
         num_seeds=3,
         preset="cpu",
-        options={"total_steps": 20_480, "num_evals": 5, "eval_episodes": 16, **NEWEST, **PAPER_ENTROPY},
+        options={"total_steps": 20_480, "num_evals": 5, "eval_episodes": 16, **NEWEST, **BEFORE_ENTROPY},
         together=3,
     ),
 }
