@@ -153,8 +153,8 @@ def readme_section() -> str:
 | final greedy return | {listed(returns(first_starts))} (published, after 50 million steps: {PUBLISHED[env]:.0f}) |
 | solved | {solved(env, first_starts)} |
 | seconds, compilation included | {min(seconds):.0f} to {max(seconds):.0f}; {min(cached):.0f} with a warm compilation cache |
-| the same in a faster hour, an earlier revision | {before()} ([more](docs/results.md#the-default-run)) |
 
+The machine is shared, and has hours in which it takes two thirds of that ([more](docs/results.md#the-default-run)).
 Decisions [0010](docs/decisions/0010-cpu-preset.md) and [0017](docs/decisions/0017-average.md) say how the preset was chosen,
 and what its dips are.
 
@@ -175,7 +175,7 @@ def beside_others() -> str:
     rows = [[f"`{task}`", seconds[task], *(mean.get((task, name), "-") for name in names)] for task in seconds]
     return f"""\
 Beside Stable-Baselines3 and SBX with RL Zoo's settings, in equal time on one core from a cold start, mean returns of five
-seeds:
+seeds, REPPO with the preset that it had before (4 epochs, a KL bound of 0.03):
 
 {table(["task", "seconds", *names.values()], rows)}
 On Ant an untrained policy stands still, for about 980, and Stable-Baselines3's SAC has not begun to learn by then.
@@ -205,10 +205,9 @@ def quickstart_section() -> str:
 
 One process per seed, from a cold start with an empty compilation cache; then the first seed again with the cache. Seconds
 are wall time of the whole process, imports, compilation, evaluations and files included. The machine is shared, and its
-speed drifts by a factor of two within a day: the processor seconds drift with it. These are of a slow hour. In a faster one,
-at a revision that did not average yet, the same six took {before()} (`results/quickstart_before_average.csv`, there
-are its returns, too). They once took 107 to 121 seconds, in another slow hour, with PyTorch installed and before starts did
-without it (`results/quickstart.csv` in git at c96931a; its last digits, and so its returns, are others).
+speed drifts by a factor of two within a day: the processor seconds drift with it. The preset before, with 800,000 steps of
+four epochs, took {before()} in a fast hour (`results/quickstart_before_average.csv`, there are its returns, too), and 72
+to 89 seconds in a slow one (`results/quickstart.csv` in git at 18fa4f5: 859 to 875, six of six solved).
 Machine: {hardware("quickstart.json")}.
 
 {quickstart()}"""
@@ -228,9 +227,8 @@ def tasks_section() -> str:
 
     python benchmarks/learning.py tasks
 
-Five seeds at once in one process (`--seeds 5`), from a cold start; seconds are those of all five together. They are from
-before the preset averaged: `--actor-average 0`. Another
-program used the machine's other core, and during CartpoleBalance this one, too, so read the processor seconds. "Published"
+Five seeds at once in one process (`--seeds 5`), from a cold start; seconds are those of all five together, on one core.
+Other programs used the machine's other core, and at first this one, too, so read the processor seconds. "Published"
 is the best mean final return of any method published for the task, at 50 million steps. Machine: {hardware("tasks.json")}.
 
 {tasks()}"""
@@ -266,7 +264,9 @@ and actor, forwards and backwards) and 1.2 MFLOP for each sample of its target, 
 S = 8. These two cores multiply matrices at about 175 GFLOP/s, which allows about 1,450 and 3,240 steps/s: 3.3 and 2.2
 times the official figure. Five times is out of reach without doing less work, which is what a smaller S does.
 
-On CheetahRun with the `cpu` preset, the simulation takes {float(cheetah["rollout_share"]):.0%} of an iteration.
+On CheetahRun with the `cpu` preset, the simulation takes {float(cheetah["rollout_share"]):.0%} of an iteration. We aim at
+more than half, and had 60 % when the preset had four epochs instead of eight
+([why](decisions/0010-cpu-preset.md#why-the-papers-epochs-and-bound-after-all)).
 """
 
 
@@ -290,7 +290,8 @@ def compiling_section() -> str:
     python benchmarks/compiling.py
 
 What the options of `reppo.compiling` are worth with the `cpu` preset: processor seconds to compile, milliseconds to run
-once, the two in turns.
+once, the two in turns. `update` still had XLA's defaults in both columns, and four epochs, and shows how steady the
+machine was.
 Machine: {hardware("compiling.json")}. [Decision 0016](decisions/0016-compiling.md) has the reasons.
 
 {compiling()}"""
@@ -412,10 +413,10 @@ def parts_section() -> str:
 
     reppo bench parts --at-once 2
 
-Every part of REPPO taken out in turn: CartpoleSwingup with the `cpu` preset and half of its steps, 401,408, seeds 0 to 9
-of an algorithm in one process. "Over the run" is the mean over the ten evaluations and the ten seeds, which says how fast
-it learned. "Beats `reppo`" is the chance that a seed has a greater mean over its run than a seed of `reppo`. Brackets are
-bootstrap intervals of 95 % over the seeds. No average of weights (`--actor-average 0`), revision c96931a.
+Every part of REPPO taken out in turn: CartpoleSwingup with the `cpu` preset before it had more epochs, 401,408 steps, seeds
+0 to 9 of an algorithm in one process. "Over the run" is the mean over the ten evaluations and the ten seeds, which says how
+fast it learned. "Beats `reppo`" is the chance that a seed has a greater mean over its run than a seed of `reppo`. Brackets
+are bootstrap intervals of 95 % over the seeds. No average of weights (`--actor-average 0`), revision c96931a.
 
 {parts()}
 On this small task, with one action and a reward between 0 and 1, most parts make no difference that ten seeds can tell.
@@ -447,7 +448,9 @@ Gymnasium's older release, on their own vectors of Gymnasium's environments; the
 DeepMind Control, nor for gymnax's Breakout-MinAtar, and REPPO is alone there.
 Returns are means over ten greedy episodes; seeds 10 to 14. "At a third" is what a run had after a third of the time; where
 it had not been evaluated since, that is its untrained policy. "Of the run" is the mean after all of an algorithm's steps,
-where every run made them: REPPO's are 800,000.
+where every run made them: REPPO's are 800,000. All of this is from before the preset had eight epochs and a KL bound of
+0.1; REPPO's returns with them are in [decision
+0010](decisions/0010-cpu-preset.md#why-the-papers-epochs-and-bound-after-all).
 Machine: {hardware("against.json")}.
 
 {table(found.header, rows)}
