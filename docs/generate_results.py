@@ -290,8 +290,7 @@ def compiling_section() -> str:
     python benchmarks/compiling.py
 
 What the options of `reppo.compiling` are worth with the `cpu` preset: processor seconds to compile, milliseconds to run
-once, the two in turns. `update` still had XLA's defaults in both columns, and four epochs, and shows how steady the
-machine was.
+once, the two in turns. Another program used the machine's other core.
 Machine: {hardware("compiling.json")}. [Decision 0016](decisions/0016-compiling.md) has the reasons.
 
 {compiling()}"""
