@@ -72,6 +72,11 @@ def command(name: str, algorithm: str, seed: int, options: Sequence[str] = ()) -
     return ["baseline", algorithm, f"gymnasium:{name}", *common, "--num-evals", str(task.evaluations[algorithm])]
 
 
+def shown(name: str, algorithm: str, seed: int, options: Sequence[str] = ()) -> str:
+    """A run's command as the table has it, and knows the run by."""
+    return " ".join(["reppo", *command(name, algorithm, seed, options)])
+
+
 def measure(name: str, algorithm: str, seed: int, core: int, stop: bool, options: Sequence[str]) -> list[dict[str, Any]]:
     """The evaluations of one run, as far as it came in its time; REPPO's to its end, unless ``stop``."""
     task, here = TASKS[name], provenance.provenance()
@@ -108,7 +113,7 @@ def measure(name: str, algorithm: str, seed: int, core: int, stop: bool, options
             "return": round(float(row["eval/return"]), 1),
             "return_std": round(float(row["eval/return_std"]), 1),
             "episodes": EPISODES,
-            "command": " ".join(["reppo", *words]),
+            "command": shown(name, algorithm, seed, options),
             "cpu": here["hardware"]["cpu"],
             "revision": here["git"],
         }
@@ -134,7 +139,7 @@ def main() -> None:
     done = set()
     if args.out.exists():
         with args.out.open(newline="") as file:
-            done = {(row["task"], row["algorithm"], int(row["seed"])) for row in csv.DictReader(file)}
+            done = {row["command"] for row in csv.DictReader(file)}
     else:
         with args.out.open("w", newline="") as file:
             csv.DictWriter(file, COLUMNS).writeheader()
@@ -159,7 +164,7 @@ def main() -> None:
         if algorithm in args.algorithms
     ]
     with concurrent.futures.ThreadPoolExecutor(len(args.cores)) as pool:
-        for rows in pool.map(job, [run for run in runs if run not in done]):
+        for rows in pool.map(job, [run for run in runs if shown(*run, args.options) not in done]):
             with args.out.open("a", newline="") as file:
                 csv.DictWriter(file, COLUMNS).writerows(rows)
 

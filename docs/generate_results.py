@@ -154,7 +154,7 @@ def readme_section() -> str:
 | solved | {solved(env, first_starts)} |
 | seconds, compilation included | {min(seconds):.0f} to {max(seconds):.0f}; {min(cached):.0f} with a warm compilation cache |
 
-The machine is shared, and has hours in which it takes two thirds of that ([more](docs/results.md#the-default-run)).
+The machine is shared, and its speed drifts ([more](docs/results.md#the-default-run)).
 Decisions [0010](docs/decisions/0010-cpu-preset.md) and [0017](docs/decisions/0017-average.md) say how the preset was chosen,
 and what its dips are.
 
@@ -189,7 +189,8 @@ INTRODUCTION = """\
 <!-- Written by docs/generate_results.py from results/. Do not edit. -->
 
 Our numbers come from a command below and from the file that it wrote under `results/`, beside which a JSON file names
-versions, hardware and revision; `results/memory.csv` and `results/entropy_against.csv` have none. The official code's 437
+versions, hardware and revision; `results/memory.csv` has none, and the rows of `results/against.csv` and of the trials
+beside it name their own. The official code's 437
 and 1,449 steps per second and its 6.4 GB were measured once, by hand, with its own scripts on a machine of this kind. Every
 seed that was started is listed. No option was chosen on seeds 10 to 14; that three of the six seeds of a default run failed
 on another machine is why the preset was changed on others (`results/entropy_quickstart.csv`, [decision
@@ -255,7 +256,7 @@ def throughput_section() -> str:
 Environment steps per second of each stage; `update` contains the targets, and `iteration` is rollout and update together.
 Machine: {hardware("throughput.json")}. "Of the official code" compares with its figure at the same batch, epochs, width
 and S, measured on a machine of this kind in another window. "At" is the hour: the machine is shared, and was slower by a
-third in the evening.
+third in the evening. `cpu` and `cpu-cheetah` are of a later day, with eight epochs, at revision ceee3a2.
 
 {throughput()}
 We aimed at five times the official code at equal width, epochs and S, and do not reach it. At width 512 the stages are
@@ -313,7 +314,7 @@ def startup_section() -> str:
 
 From the start of a process until the default task is made, before anything is compiled: importing what MuJoCo's and
 TensorBoard's libraries ask for, PyTorch and Warp, or doing without what a run on a CPU does not use. Medians of {runs}
-processes (least, most), the two kinds in turns. Machine: {hardware("startup.json")}.
+processes (least, most), the two kinds in turns, with another program on the other core. Machine: {hardware("startup.json")}.
 
 {table(["imports", "PyTorch installed", "seconds", "peak MB"], lines)}"""
 

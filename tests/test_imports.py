@@ -96,18 +96,22 @@ def test_warp_is_loaded_where_jax_may_use_cuda(monkeypatch, platforms, plugins, 
         jax.config.update("jax_platforms", before)
 
 
-def test_threads_give_standard_output_back():
-    before, within, left = sys.stdout, threading.Event(), threading.Event()
+def test_threads_give_standard_output_back(monkeypatch):
+    monkeypatch.delitem(sys.modules, "mujoco.mjx", raising=False)  # as in a process that has not loaded it yet
+    before = sys.stdout
+    first_within, first_left, second_within = (threading.Event() for _ in range(3))
 
     def first():
         with of_physics():
-            within.set()
-            left.wait(0.2)  # in vain: the other one waits for this one
+            first_within.set()
+            second_within.wait(0.2)  # in vain: the other one waits for this one
+        first_left.set()
 
     def second():
-        within.wait()
+        first_within.wait()
         with of_physics():
-            left.set()
+            second_within.set()
+            first_left.wait(1)
 
     threads = [threading.Thread(target=target) for target in (first, second)]
     for thread in threads:
