@@ -368,6 +368,7 @@ PRESETS: dict[str, Config] = {
         num_envs=64,
         num_steps=32,
         num_minibatches=16,
+        num_epochs=6,
         num_bins=51,
         actor_width=64,
         critic_width=64,
