@@ -4,7 +4,7 @@
 
 Each configuration runs in a process of its own, so that its peak memory is its own. ``update`` is the whole update, the
 targets included; ``iteration`` is rollout and update together. Times are medians over the repetitions. Rows are added to the
-table, with the day and hour: on a shared machine the same configuration is worth measuring more than once.
+table, with the day and hour, and the processor: on a shared machine the same configuration is worth measuring more than once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from reppo import envs, preset, provenance
+from reppo import compiling, envs, preset, provenance
 from reppo import reppo as algorithm
 from reppo.collector import JaxCollector
 from reppo.config import Config
@@ -85,8 +85,11 @@ def measure(name: str, repetitions: int) -> dict[str, Any]:
         jax.block_until_ready(rows)
         compile_rollout = time.perf_counter() - start - compile_first
 
-        update = jax.jit(lambda state, rows, key: run.learner.update(state, rows, key))
-        targets = jax.jit(lambda state, rows, key: algorithm.targets(state, rows, config, run.spec, key))
+        # Compiled as a run compiles its update.
+        update = compiling.compiled(lambda state, rows, key: run.learner.update(state, rows, key), compiling.NETWORKS)
+        targets = compiling.compiled(
+            lambda state, rows, key: algorithm.targets(state, rows, config, run.spec, key), compiling.NETWORKS
+        )
         state, rows, key = jax.tree.map(lambda x: x[0], (run.state, rows, run.key(1)))
         start = time.perf_counter()
         jax.block_until_ready(update(state, rows, key))
@@ -117,9 +120,15 @@ def measure(name: str, repetitions: int) -> dict[str, Any]:
         "compile_rollout_s": round(compile_rollout, 1),
         "compile_update_s": round(compile_update, 1),
         "peak_host_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "device": jax.devices()[0].device_kind,
+        "device": processor(),
         "jax": jax.__version__,
     }
+
+
+def processor() -> str:
+    """The accelerator's name, or the processor's: a table may have rows of several."""
+    kind = jax.devices()[0].device_kind
+    return provenance.provenance()["hardware"]["cpu"] if kind == "cpu" else kind
 
 
 def append(path: Path, row: dict[str, Any]) -> None:

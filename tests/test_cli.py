@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 import helpers
 import numpy as np
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 import reppo as package
-from reppo import cli, envs, loop, options
+from reppo import cli, envs, load_policy, loop, options
 from reppo.config import PRESETS, ConfigError
 from reppo.loop import Run
 from reppo.plot import read_rows
@@ -183,7 +184,7 @@ def test_version(reppo: Reppo) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("trian", "no command 'trian'; did you mean train?; there are train, resume, eval, envs, check-env, repro"),
+        ("trian", "no command 'trian'; did you mean train?; there are train, resume, eval, export, envs, check-env, repro"),
         ("train --num-env 3", "unknown option --num-env; did you mean --num-envs or --num-evals?; `reppo train --help`"),
         ("train --num_env=3", "unknown option --num_env=3; did you mean --num-envs"),
         ("train --no-keep-bst", "unknown option --no-keep-bst; did you mean --no-keep-best"),
@@ -380,6 +381,27 @@ def test_eval_of_the_best_policy(reppo: Reppo, finished: Path, tmp_path: Path) -
     (finished / "best.npz").unlink()
     line = reppo.refuses("eval", finished, "--best")
     assert line == f"--best looks for best.npz or best_seed*.npz in a run directory; there is none at {finished}"
+
+
+def test_export_writes_what_another_runtime_reads(reppo: Reppo, finished: Path, tmp_path: Path) -> None:
+    path = tmp_path / "policy.onnx"
+    lines = reppo("export", finished / "policy.npz", "--out", path).out.splitlines()
+    assert lines[0].startswith(f"{path}, ")
+    assert lines[1].split() == ["reads", "obs", "float32", "[batch,", "2]"]
+    policy, obs = load_policy(finished), np.array([[0.5, 0.1], [-2.0, 1.0]], np.float32)
+    (action,) = ReferenceEvaluator(str(path)).run(None, {"obs": obs})
+    np.testing.assert_allclose(np.asarray(action), policy(obs), atol=1e-5)
+    assert "never overwritten" in reppo.refuses("export", finished, "--out", path)
+    assert "no policy at nothing" in reppo.refuses("export", "nothing")
+    assert "there is no directory" in reppo.refuses("export", finished, "--out", tmp_path / "nowhere" / "policy.onnx")
+
+
+def test_export_of_several_seeds_has_a_file_for_each(reppo: Reppo, finished: Path, tmp_path: Path) -> None:
+    for seed in (3, 4):
+        shutil.copy(finished / "policy.npz", tmp_path / f"policy_seed{seed}.npz")
+    assert "holds 2 policies: name one of them" in reppo.refuses("export", tmp_path, "--out", tmp_path / "policy.onnx")
+    reppo("export", tmp_path)
+    assert {path.name for path in tmp_path.glob("*.onnx")} == {"policy_seed3.onnx", "policy_seed4.onnx"}
 
 
 def test_eval_of_what_is_no_policy(reppo: Reppo, finished: Path, tmp_path: Path) -> None:

@@ -206,8 +206,8 @@ def test_a_run_has_the_files_of_every_run_and_resumes_to_the_same_bits(tmp_path:
     # 16 steps of 4 environments: twice 2 observations, 1 action, 1 reward, of 4 bytes, and 4 flags; and a counter.
     assert summary["computed_memory_bytes"]["replay"] == 16 * 4 * (4 * (2 + 2 + 1 + 1) + 4) + 4
     policies = [reppo.load_policy(tmp_path / name) for name in ("whole", "parts")]
-    for name, array in policies[0]._arrays.items():
-        np.testing.assert_array_equal(array, policies[1]._arrays[name], err_msg=name)
+    for name, array in policies[0].arrays.items():
+        np.testing.assert_array_equal(array, policies[1].arrays[name], err_msg=name)
     obs, rng = np.array([[0.1, -0.3]], np.float32), np.random.default_rng(0)
     np.testing.assert_array_equal(policies[0].sample(obs, rng), policies[0](obs))  # it is deterministic
 

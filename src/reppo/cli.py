@@ -1,5 +1,5 @@
-"""The command line: ``reppo train``, ``reppo resume``, ``reppo eval``, ``reppo envs``, ``reppo check-env``,
-``reppo repro``, ``reppo bench``, ``reppo report``, ``reppo baseline``, ``reppo toy``.
+"""The command line: ``reppo train``, ``reppo resume``, ``reppo eval``, ``reppo export``, ``reppo envs``,
+``reppo check-env``, ``reppo repro``, ``reppo bench``, ``reppo report``, ``reppo baseline``, ``reppo toy``.
 
 A command is a dataclass of its arguments and a function; `COMMANDS` lists them, and `reppo.options` parses them.
 """
@@ -33,7 +33,7 @@ from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional
 
 import reppo
-from reppo import algorithms, baselines, envs, export, faults, loop, options
+from reppo import algorithms, baselines, envs, export, faults, loop, onnx_export, options
 from reppo.config import PRESETS, Config, ConfigError, nearest, preset
 from reppo.display import ACCENT, PlainDisplay, make_display, number, shown
 from reppo.envs.check import check
@@ -193,6 +193,39 @@ def policy_files(run: Path, best: bool) -> list[Path]:
     if best and not files:
         raise ConfigError(f"--best looks for best.npz or best_seed*.npz in a run directory; there is none at {run}")
     return files or [run]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportArgs:
+    """Write a saved policy as an ONNX file, for a robot's runtime.
+
+    Examples:
+      reppo export runs/CartpoleSwingup-20260131-142500
+      reppo export runs/CartpoleSwingup-20260131-142500/best.npz --out balance.onnx
+    """
+
+    run: Positional[Path]
+    """A run directory, all of whose seeds are exported, or one policy file."""
+    out: Annotated[Path | None, unset("PATH")] = None
+    """A new file, for one policy. Unset: beside each policy, under its name with the suffix .onnx."""
+    best: FlagCreatePairsOff[bool] = False
+    """Of a run directory, the policies with the best evaluations instead of the newest."""
+
+
+def export_onnx(args: ExportArgs) -> None:
+    files = policy_files(args.run, args.best)
+    if args.out is not None and len(files) > 1:
+        raise ConfigError(f"--out names one file, and {args.run} holds {len(files)} policies: name one of them")
+    policies = [export.load_policy(path) for path in files]
+    written = [args.out or path.with_suffix(".onnx") for path in files]
+    for path in written:
+        onnx_export.check_new(path)
+    for path, policy in zip(written, policies, strict=True):
+        size = onnx_export.save(path, policy)
+        print(f"{shown(path)}, {number(size / 1024)} KiB: {policy.env}")
+        for what, tensors in (("reads", onnx_export.inputs(policy)), ("gives", [onnx_export.output(policy)])):
+            for tensor in tensors:
+                print(f"  {what}  {tensor}")
 
 
 SUCCESS = {"success_once": "solved it at some step", "success_at_end": "at their last"}
@@ -555,6 +588,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train": (TrainArgs, train),
     "resume": (ResumeArgs, resume),
     "eval": (EvalArgs, evaluate),
+    "export": (ExportArgs, export_onnx),
     "envs": (EnvsArgs, list_envs),
     "check-env": (CheckEnvArgs, check_env),
     "repro": (ReproArgs, repro),

@@ -116,15 +116,16 @@ class SavedPolicy:
             raise ConfigError(f"its format is {meta.get('format')!r}, not {FORMAT!r}")
         self.env: str = meta["env"]
         self.obs_keys: tuple[str, ...] = tuple(meta["obs_keys"])
-        self.obs_size: int = sum(meta["obs_sizes"])
+        self.obs_sizes: tuple[int, ...] = tuple(meta["obs_sizes"])  #: of the entries, or of the array
+        self.obs_size: int = sum(self.obs_sizes)
         image = meta.get("image")
         self.image = ImageFormat.from_json(image) if image is not None else None  #: None where it reads vectors
         self.discrete: bool = meta.get("discrete", False)
         self.min_std: float = meta["min_std"]
         self.activation: str = meta.get("activation", "silu")
         self.episode_length: int | None = meta.get("episode_length")  #: time limit of the training
-        self._layers: int = meta["layers"]
-        self._arrays = arrays
+        self.layers: int = meta["layers"]  #: linear ones
+        self.arrays = arrays  #: those of decision 0004
         if self.activation not in ("silu", "relu"):
             raise ConfigError(f"its activation is {self.activation!r}, which this version does not know")
         for name, shape in self._shapes().items():
@@ -134,10 +135,10 @@ class SavedPolicy:
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape that every array has if the file is whole."""
         inputs, shapes = self._input_shapes()
-        sizes = [inputs, *(len(self._arrays[f"bias{i}"]) for i in range(self._layers))]
+        sizes = [inputs, *(len(self.arrays[f"bias{i}"]) for i in range(self.layers))]
         for i, size in enumerate(sizes[1:]):
             shapes |= {f"weight{i}": (sizes[i], size), f"bias{i}": (size,)}
-            shapes |= {name: (size,) for name in (f"gain{i}", f"shift{i}") if name in self._arrays}
+            shapes |= {name: (size,) for name in (f"gain{i}", f"shift{i}") if name in self.arrays}
         bounds = (1,) if self.discrete else (sizes[-1] // 2,)
         return {**shapes, "action_low": bounds, "action_high": bounds}
 
@@ -148,7 +149,7 @@ class SavedPolicy:
         shape, shapes = self.image.shape, {}
         *sides, channels = (*shape[1:], shape[0]) if self.image.channels_first else shape
         for i, stride in enumerate(self.image.strides):
-            size, out = self._arrays[f"image_kernel{i}"].shape[0], len(self._arrays[f"image_bias{i}"])
+            size, out = self.arrays[f"image_kernel{i}"].shape[0], len(self.arrays[f"image_bias{i}"])
             shapes |= {f"image_kernel{i}": (size, size, channels, out), f"image_bias{i}": (out,)}
             sides, channels = [(side - size) // stride + 1 for side in sides], out
         return math.prod(sides) * channels, shapes
@@ -156,13 +157,13 @@ class SavedPolicy:
     @property
     def action_size(self) -> int:
         """Numbers of an action, or how many discrete actions there are."""
-        outputs = len(self._arrays[f"bias{self._layers - 1}"])
+        outputs = len(self.arrays[f"bias{self.layers - 1}"])
         return outputs if self.discrete else outputs // 2
 
     @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Bounds of the actions, ``[A]`` each; of discrete ones the first and the last, ``[1]`` each."""
-        return self._arrays["action_low"], self._arrays["action_high"]
+        return self.arrays["action_low"], self.arrays["action_high"]
 
     def __call__(self, obs: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
         """Greedy action in the environment's own units: float32 ``[..., A]``, or integers ``[...]`` if discrete."""
@@ -199,9 +200,9 @@ class SavedPolicy:
         x = obs if not isinstance(obs, dict) else [obs[key] for key in self.obs_keys]
         xp = (x[0] if isinstance(x, list) else x).__array_namespace__()
         x = xp.concat(x, axis=-1) if isinstance(x, list) else x
-        a = self._arrays
+        a = self.arrays
         x = self._features(x) if self.image is not None else (x - a["mean"]) / xp.sqrt(a["var"] + EPSILON)
-        for i in range(self._layers - 1):
+        for i in range(self.layers - 1):
             x = x @ a[f"weight{i}"] + a[f"bias{i}"]
             if f"gain{i}" in a:
                 if f"shift{i}" in a:
@@ -209,7 +210,7 @@ class SavedPolicy:
                 x = x * a[f"gain{i}"] / xp.sqrt(xp.mean(x**2, axis=-1, keepdims=True) + NORM_EPSILON)
                 x = x + a.get(f"shift{i}", 0.0)
             x = x * (x > 0) if self.activation == "relu" else _silu(x)
-        return x @ a[f"weight{self._layers - 1}"] + a[f"bias{self._layers - 1}"]
+        return x @ a[f"weight{self.layers - 1}"] + a[f"bias{self.layers - 1}"]
 
     def _features(self, image: Any) -> Any:
         """What `reppo.images.ImageEncoder` makes of images; NumPy or JAX arrays."""
@@ -218,7 +219,7 @@ class SavedPolicy:
         x = image.astype(np.float32).reshape(-1, *image.shape[-3:]) / np.float32(255 if image.dtype == np.uint8 else 1)
         x = xp.moveaxis(x, 1, -1) if self.image.channels_first else x
         for i, stride in enumerate(self.image.strides):
-            kernel, bias = self._arrays[f"image_kernel{i}"], self._arrays[f"image_bias{i}"]
+            kernel, bias = self.arrays[f"image_kernel{i}"], self.arrays[f"image_bias{i}"]
             x = windows(x, kernel.shape[0], stride) @ kernel.reshape(-1, bias.size) + bias
             x = _silu(x)
         return x.reshape(*leading, -1)
