@@ -4,7 +4,7 @@
 
 Each configuration runs in a process of its own, so that its peak memory is its own. ``update`` is the whole update, the
 targets included; ``iteration`` is rollout and update together. Times are medians over the repetitions. Rows are added to the
-table, with the day and hour, and the processor: on a shared machine the same configuration is worth measuring more than once.
+table, with the day, the hour and the processor: a shared machine is worth measuring more than once.
 """
 
 from __future__ import annotations
