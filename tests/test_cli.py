@@ -184,7 +184,10 @@ def test_version(reppo: Reppo) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("trian", "no command 'trian'; did you mean train?; there are train, resume, eval, export, envs, check-env, repro"),
+        (
+            "trian",
+            "no command 'trian'; did you mean train?; there are train, resume, eval, video, export, envs, check-env",
+        ),
         ("train --num-env 3", "unknown option --num-env; did you mean --num-envs or --num-evals?; `reppo train --help`"),
         ("train --num_env=3", "unknown option --num_env=3; did you mean --num-envs"),
         ("train --no-keep-bst", "unknown option --no-keep-bst; did you mean --no-keep-best"),
@@ -402,6 +405,16 @@ def test_export_of_several_seeds_has_a_file_for_each(reppo: Reppo, finished: Pat
     assert "holds 2 policies: name one of them" in reppo.refuses("export", tmp_path, "--out", tmp_path / "policy.onnx")
     reppo("export", tmp_path)
     assert {path.name for path in tmp_path.glob("*.onnx")} == {"policy_seed3.onnx", "policy_seed4.onnx"}
+
+
+def test_video(reppo: Reppo, finished: Path, tmp_path: Path) -> None:
+    refusal = reppo.refuses("video", finished)
+    assert "does not draw itself" in refusal  # a probe environment
+    assert "names no format" in reppo.refuses("video", finished, "--out", tmp_path / "policy.avi")
+    assert "no policy at nothing" in reppo.refuses("video", "nothing")
+    assert "--seconds must be positive" in reppo.refuses("video", finished, "--seconds", 0)
+    (finished / "policy.gif").write_text("mine")
+    assert "never overwritten" in reppo.refuses("video", finished)
 
 
 def test_eval_of_what_is_no_policy(reppo: Reppo, finished: Path, tmp_path: Path) -> None:

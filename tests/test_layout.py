@@ -131,8 +131,8 @@ def test_every_library_is_asked_for_when_the_package_is_installed(name: str) -> 
     asked = {re.split(r"[^A-Za-z0-9_-]", dependency)[0].partition("-")[0] for dependency in project["dependencies"]}
     for module, line in imports(MODULES[name]):
         # The first three are optional: --wandb and `reppo export` ask for one each, and JAX compresses with the third if it
-        # is there.
-        known = root(module) in {"wandb", "onnx", "zstandard", "reppo", *asked, *sys.stdlib_module_names}
+        # is there. Pillow's module has another name.
+        known = root(module) in {"wandb", "onnx", "zstandard", "PIL", "reppo", *asked, *sys.stdlib_module_names}
         known |= module.startswith(TRAINING.get(name, "-"))
         assert known, f"{name}.py:{line} imports {module}, which is no dependency"
 

@@ -1,5 +1,5 @@
-"""The command line: ``reppo train``, ``reppo resume``, ``reppo eval``, ``reppo export``, ``reppo envs``,
-``reppo check-env``, ``reppo repro``, ``reppo bench``, ``reppo report``, ``reppo baseline``, ``reppo toy``.
+"""The command line: ``reppo train``, ``reppo resume``, ``reppo eval``, ``reppo video``, ``reppo export``,
+``reppo envs``, ``reppo check-env``, ``reppo repro``, ``reppo bench``, ``reppo report``, ``reppo baseline``, ``reppo toy``.
 
 A command is a dataclass of its arguments and a function; `COMMANDS` lists them, and `reppo.options` parses them.
 """
@@ -33,7 +33,7 @@ from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional
 
 import reppo
-from reppo import algorithms, baselines, envs, export, faults, loop, onnx_export, options
+from reppo import algorithms, baselines, envs, export, faults, imports, loop, onnx_export, options
 from reppo.config import PRESETS, Config, ConfigError, nearest, preset
 from reppo.display import ACCENT, PlainDisplay, make_display, number, shown
 from reppo.envs.check import check
@@ -41,7 +41,7 @@ from reppo.evaluate import evaluate_policy
 from reppo.files import drop_truncated
 from reppo.interrupt import KILLED, NOTHING_YET, STOPPED, Interrupt, Stopped
 from reppo.options import INLINE, unset
-from reppo.run_directory import check_free, new_run_name, read_description
+from reppo.run_directory import check_free, check_new, new_run_name, read_description
 from reppo.sinks import Sink, WandbSink
 
 DEFAULT_ENV = "playground:CartpoleSwingup"
@@ -219,13 +219,59 @@ def export_onnx(args: ExportArgs) -> None:
     policies = [export.load_policy(path) for path in files]
     written = [args.out or path.with_suffix(".onnx") for path in files]
     for path in written:
-        onnx_export.check_new(path)
+        check_new(path)
     for path, policy in zip(written, policies, strict=True):
         size = onnx_export.save(path, policy)
         print(f"{shown(path)}, {number(size / 1024)} KiB: {policy.env}")
         for what, tensors in (("reads", onnx_export.inputs(policy)), ("gives", [onnx_export.output(policy)])):
             for tensor in tensors:
                 print(f"  {what}  {tensor}")
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoArgs:
+    """Draw what a saved policy does, as an animated GIF or WebP.
+
+    Examples:
+      reppo video runs/CartpoleSwingup-20260131-142500
+      reppo video runs/HalfCheetah-20260131-142500 --env gymnasium:HalfCheetah-v5 --out cheetah.webp
+    """
+
+    run: Positional[Path]
+    """A run directory, whose first seed is drawn, or one policy file."""
+    env: Annotated[str | None, unset("ENV")] = None
+    """Another environment with the same observations and actions. Unset: the one it was trained on."""
+    seconds: float = 10.0
+    """How much of the episode is drawn, in the environment's time."""
+    seed: int = 0
+    """Seed of the episode."""
+    camera: Annotated[str | None, unset("NAME")] = None
+    """A camera of a MuJoCo model. Unset: the one that sees all of it."""
+    best: FlagCreatePairsOff[bool] = False
+    """Of a run directory, the policy with the best evaluation instead of the newest."""
+    out: Annotated[Path | None, unset("PATH")] = None
+    """A new file, .gif or .webp. Unset: beside the policy, under its name with the suffix .gif."""
+
+
+def draw_video(args: VideoArgs) -> None:
+    from reppo import video
+
+    if args.seed < 0:
+        raise ConfigError(f"--seed must be at least 0, got {args.seed}")
+    if not 0 < args.seconds < float("inf"):
+        raise ConfigError(f"--seconds must be positive, got {args.seconds:g}")
+    file = policy_files(args.run, args.best)[0]
+    policy = export.load_policy(file)
+    out = args.out or (file if file.is_file() else args.run / "policy.npz").with_suffix(".gif")
+    video.check_file(out)
+    name = args.env or policy.env
+    imports.for_drawing()
+    with explained_errors(name), working("compiling, then drawing"):
+        episode = video.record(policy, envs.make(name), seed=args.seed, seconds=args.seconds, camera=args.camera)
+    size = video.save(out, episode)
+    part = "a whole episode" if episode.over else "the beginning of an episode"
+    print(f"{shown(out)}, {number(size / 1024)} KiB: {part} of {name}")
+    print(f"  reward  {number(episode.total_reward)} in {episode.length:,} steps")
 
 
 SUCCESS = {"success_once": "solved it at some step", "success_at_end": "at their last"}
@@ -588,6 +634,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train": (TrainArgs, train),
     "resume": (ResumeArgs, resume),
     "eval": (EvalArgs, evaluate),
+    "video": (VideoArgs, draw_video),
     "export": (ExportArgs, export_onnx),
     "envs": (EnvsArgs, list_envs),
     "check-env": (CheckEnvArgs, check_env),

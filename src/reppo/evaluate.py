@@ -91,6 +91,24 @@ def evaluate_policy(
     Raises:
         ConfigError: where the environment's observations or actions are not those that the policy was trained on.
     """
+    spec = spec_for(policy, env, episode_length)
+    num_envs = min(episodes, MAX_PARALLEL)
+    batches = (_on_host if isinstance(env, envs.HostEnv) else _in_jax)(
+        policy, env, spec, num_envs, -(-episodes // num_envs), seed
+    )
+    whole = Evaluation(*(np.concatenate(parts)[:episodes] for parts in zip(*batches, strict=True)))
+    result = {"returns": whole.returns, "lengths": whole.lengths}
+    if not np.isnan(whole.success_once).any():
+        result |= {"success_once": whole.success_once, "success_at_end": whole.success_at_end}
+    return result
+
+
+def spec_for(policy: SavedPolicy, env: envs.AnyEnv, episode_length: int | None = None) -> EnvSpec:
+    """The environment's spec, with the bounds and the time limit that this policy acts within.
+
+    Raises:
+        ConfigError: where the environment's observations or actions are not those that the policy was trained on.
+    """
     spec = env.spec()
     sizes = (spec.obs_size(policy.obs_keys or spec.actor_keys), spec.action_size)
     if (*sizes, spec.discrete) != (policy.obs_size, policy.action_size, policy.discrete):
@@ -108,16 +126,7 @@ def evaluate_policy(
         raise ConfigError(f"{spec.name} has no time limit, and the policy was saved by a version that did not note it")
     bounded = bool(np.isfinite([spec.action_low, spec.action_high]).all())
     low, high = (spec.action_low, spec.action_high) if bounded else policy.bounds
-    spec = dataclasses.replace(spec, action_low=low, action_high=high, episode_length=length)
-    num_envs = min(episodes, MAX_PARALLEL)
-    batches = (_on_host if isinstance(env, envs.HostEnv) else _in_jax)(
-        policy, env, spec, num_envs, -(-episodes // num_envs), seed
-    )
-    whole = Evaluation(*(np.concatenate(parts)[:episodes] for parts in zip(*batches, strict=True)))
-    result = {"returns": whole.returns, "lengths": whole.lengths}
-    if not np.isnan(whole.success_once).any():
-        result |= {"success_once": whole.success_once, "success_at_end": whole.success_at_end}
-    return result
+    return dataclasses.replace(spec, action_low=low, action_high=high, episode_length=length)
 
 
 class GreedyEpisodes:

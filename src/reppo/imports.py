@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -41,6 +43,23 @@ def warp_is_useful() -> bool:
     if asked:
         return not {"cuda", "gpu"}.isdisjoint(asked.split(","))
     return any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+
+
+PROBE = "import mujoco; mujoco.GLContext(8, 8).make_current()"
+
+
+def for_drawing() -> None:
+    """Where there is no screen, have MuJoCo draw without one: on a GPU by EGL, or on the CPU by OSMesa, if either works.
+
+    MuJoCo asks when it is imported, and can change its mind no more: each is tried in a process of its own.
+    """
+    if sys.platform != "linux" or {"MUJOCO_GL", "DISPLAY"} & os.environ.keys() or "mujoco" in sys.modules:
+        return
+    for backend in ("egl", "osmesa"):
+        env = {**os.environ, "MUJOCO_GL": backend}
+        if not subprocess.run([sys.executable, "-c", PROBE], env=env, capture_output=True).returncode:
+            os.environ["MUJOCO_GL"] = backend
+            return
 
 
 @contextlib.contextmanager

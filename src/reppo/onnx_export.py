@@ -16,6 +16,7 @@ from reppo.export import SavedPolicy
 from reppo.files import replacing
 from reppo.nets import NORM_EPSILON
 from reppo.normalizer import EPSILON
+from reppo.run_directory import check_new
 
 OPSET, IR_VERSION = 17, 8  #: of 2022: what runtimes on robots read, too
 BATCH = "batch"  #: name of the free axis
@@ -165,14 +166,6 @@ def _action(graph: Graph, policy: SavedPolicy, x: str) -> str:
     half = (high - low) / np.float32(2)
     scaled = graph("Mul", graph("Add", graph("Tanh", x), np.array(1, np.float32)), half)
     return graph("Add", scaled, low, name=ACTION)
-
-
-def check_new(path: Path) -> None:
-    """Refuse a file that exists, or that has no directory to be in."""
-    if path.exists():
-        raise ConfigError(f"{path} exists already and is never overwritten; --out names another file")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path} has no place: there is no directory {path.parent}")
 
 
 def save(path: Path, policy: SavedPolicy) -> int:

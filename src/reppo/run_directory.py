@@ -41,6 +41,14 @@ def check_free(path: Path) -> None:
         raise ConfigError(f"{path} exists already and is never overwritten; choose another --out, or `reppo resume {path}`")
 
 
+def check_new(path: Path) -> None:
+    """Refuse a file that exists, or that has no directory to be in."""
+    if os.path.lexists(path):
+        raise ConfigError(f"{path} exists already and is never overwritten; --out names another file")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path} has no place: there is no directory {path.parent}")
+
+
 def create(path: Path, description: dict[str, Any]) -> Path:
     """Make the directory, with its ``config.json`` in it from the first moment, so that it can always be resumed."""
     check_free(path)

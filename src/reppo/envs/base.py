@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +38,7 @@ class Env(abc.ABC):
     max_return: float | None = None  #: the best possible episode return, where it is known
     channels_first: bool = False  #: where the observation is an image: whether its channels are the first axis or the last
     cheap_reset: bool = True  #: whether a reset costs no more than a step
+    step_seconds: float | None = None  #: how long a step lasts, where that is known, for `reppo video`
     made_from: str | None = None  #: the name that makes this environment again, where it came from a file
 
     @abc.abstractmethod
@@ -51,6 +53,13 @@ class Env(abc.ABC):
         """``state`` with fresh randomness inside, for environments that keep a PRNG key in their state."""
         del key
         return state
+
+    def render(self, states: Sequence[Any], height: int, width: int, camera: str | None) -> Sequence[np.ndarray]:
+        """Pictures of states, uint8 ``[height, width, 3]`` each, for `reppo video`. An environment need not have it.
+
+        ``camera`` is a name that its user gave, or None.
+        """
+        raise NotImplementedError
 
     @property
     def name(self) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from reppo.envs.base import Env, Transition
 from reppo.types import PyTree
@@ -29,6 +33,7 @@ class BraxStyle(Env):
         self.episode_length = episode_length
         self.value_range = value_range
         self.max_return = max_return
+        self.step_seconds = getattr(env, "dt", None)
         self._name = name
         # Its shapes are asked for, and later it is compiled: as a compiled function it is traced once for both.
         self._reset = jax.jit(env.reset)
@@ -46,6 +51,14 @@ class BraxStyle(Env):
         # `done` is set at the end of an episode and a stored state may carry it; no environment reads it.
         state = self.inner.step(state, action)
         return state, Transition(state.obs, state.reward, state.done.astype(bool))
+
+    def render(self, states: Sequence[Any], height: int, width: int, camera: str | None) -> Sequence[np.ndarray]:
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of its own
+            return self.inner.render(self.drawable(states), height=height, width=width, camera=camera)
+
+    def drawable(self, states: Sequence[Any]) -> list[Any]:
+        """What the environment's own ``render`` takes."""
+        return list(states)
 
     def reseed(self, state: Any, key: jax.Array) -> Any:
         # Without this, an environment that returns to its stored first state replays the same random numbers.

@@ -78,6 +78,12 @@ class Loop(Simulator):
             self._reset_one(int(i), out)
         return out
 
+    def frame(self) -> Array:
+        frame = self._envs[0].render()
+        if not isinstance(frame, np.ndarray):
+            raise NotImplementedError
+        return frame
+
     def close(self) -> None:
         while self._envs:
             with contextlib.suppress(Exception):  # the other environments must be closed, too
@@ -221,6 +227,14 @@ class SingleEnv(GymnasiumEnv):
     def simulator(self, num_envs: int, episode_length: int) -> Simulator:
         make = functools.partial(self._make, max_episode_steps=episode_length) if self._takes_length else self._make
         return Loop(make, self.observations, self.actions, num_envs)
+
+    def drawn(self, height: int, width: int, camera: str | None) -> tuple[Simulator, float | None]:
+        options: dict[str, Any] = {"render_mode": "rgb_array"}
+        if self._takes_length and "mujoco" in str(gymnasium.spec(self.name.partition(":")[2]).entry_point):
+            options |= {"height": height, "width": width} | ({} if camera is None else {"camera_name": camera})
+        env = self._make(**options)
+        rate = env.metadata.get("render_fps")
+        return Loop(lambda: env, self.observations, self.actions, 1), 1 / rate if rate else None
 
 
 class WholeVector(GymnasiumEnv):

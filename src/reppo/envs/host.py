@@ -76,6 +76,10 @@ class Simulator(abc.ABC):
         other rows mean nothing."""
         raise NotImplementedError
 
+    def frame(self) -> Array:
+        """A picture of the first environment, uint8 ``[height, width, 3]``; of `HostEnv.drawn` alone."""
+        raise NotImplementedError
+
     @abc.abstractmethod
     def close(self) -> None:
         """End everything that it has started; it may be called twice."""
@@ -120,6 +124,13 @@ class HostEnv(abc.ABC):
     def for_evaluation(self) -> HostEnv:
         """The environment whose episodes are reported; another one where a suite trains on shorter ones."""
         return self
+
+    def drawn(self, height: int, width: int, camera: str | None) -> tuple[Simulator, float | None]:
+        """One running copy whose `Simulator.frame` draws it, and how long a step lasts in seconds, where that is known.
+
+        For `reppo video`; an environment need not have it.
+        """
+        raise NotImplementedError
 
     def start(self, spec: EnvSpec, num_envs: int) -> HostVectorEnv:
         """``N`` running copies behind the common contract; ``spec`` is resolved."""
