@@ -223,6 +223,8 @@ class SingleEnv(GymnasiumEnv):
         finally:
             probe.close()
         self._make, self._takes_length = make, takes_length
+        #: whether its pictures have a size and a camera that can be chosen
+        self._has_cameras = "mujoco" in str(getattr(probe.spec, "entry_point", ""))
 
     def simulator(self, num_envs: int, episode_length: int) -> Simulator:
         make = functools.partial(self._make, max_episode_steps=episode_length) if self._takes_length else self._make
@@ -230,7 +232,7 @@ class SingleEnv(GymnasiumEnv):
 
     def drawn(self, height: int, width: int, camera: str | None) -> tuple[Simulator, float | None]:
         options: dict[str, Any] = {"render_mode": "rgb_array"}
-        if self._takes_length and "mujoco" in str(gymnasium.spec(self.name.partition(":")[2]).entry_point):
+        if self._has_cameras:
             options |= {"height": height, "width": width} | ({} if camera is None else {"camera_name": camera})
         env = self._make(**options)
         rate = env.metadata.get("render_fps")
