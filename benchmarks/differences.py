@@ -4,7 +4,7 @@
     python benchmarks/differences.py --tasks gymnax:Pendulum-v1 --variants ours lost-successor
 
 The `cpu` preset on small tasks, all seeds of a variant at once. A variant is an option, or a function of the package
-replaced by what the official code does, for the length of a run; ``docs/differences.md`` says which line is which. The
+replaced by what the official code does, for the length of a run; ``docs/results.md`` says each in words. The
 table has every evaluation of every seed. Runs that are in it already are kept.
 """
 

@@ -123,9 +123,10 @@ def throughput() -> str:
         ratio = f"{int(row['iteration_steps_per_s']) / official:.2f} x {official}" if official else "-"
         speeds = [f"{int(row[f'{stage}_steps_per_s']):,}" for stage in ("rollout", "targets", "update", "iteration")]
         compiling = " + ".join(row[f"compile_{stage}_s"] for stage in ("first", "rollout", "update"))
-        lines.append([f"`{row['config']}`", row["measured"][-5:], *speeds, ratio, compiling, row["peak_host_mb"]])
+        where = [f"`{row['config']}`", row["device"].removesuffix(" Processor").replace("(R)", ""), row["measured"][-5:]]
+        lines.append([*where, *speeds, ratio, compiling, row["peak_host_mb"]])
     stages = ["rollout", "targets", "update", "iteration"]
-    header = ["configuration", "at", *stages, "of the official code", "compile, s", "peak MB"]
+    header = ["configuration", "processor", "at", *stages, "of the official code", "compile, s", "peak MB"]
     return table(header, lines)
 
 
@@ -178,7 +179,7 @@ Beside Stable-Baselines3 and SBX with RL Zoo's settings, in equal time on one co
 seeds, REPPO with the preset that it had before (4 epochs, a KL bound of 0.03):
 
 {table(["task", "seconds", *names.values()], rows)}
-On Ant an untrained policy stands still, for about 980, and Stable-Baselines3's SAC has not begun to learn by then.
+On Ant an untrained policy stands still, for about 990, and Stable-Baselines3's SAC has not begun to learn by then.
 [More of it](docs/results.md#beside-stable-baselines3-in-equal-time). Beside Brax's PPO and SAC, and FastTD3, ten seeds each:
 [the suite `laptop`](docs/results.md#the-suite-laptop)."""
 
@@ -189,11 +190,11 @@ INTRODUCTION = """\
 <!-- Written by docs/generate_results.py from results/. Do not edit. -->
 
 Our numbers come from a command below and from the file that it wrote under `results/`, beside which a JSON file names
-versions, hardware and revision; `results/memory.csv` has none, and the rows of `results/against.csv` and of the trials
-beside it name their own. The official code's 437
+versions, hardware and revision; `results/memory.csv` has none, the rows of `results/against.csv` and of the trials
+beside it name their own, and decision 0010 those of `results/epochs_trials.csv`. The official code's 437
 and 1,449 steps per second and its 6.4 GB were measured once, by hand, with its own scripts on a machine of this kind. Every
 seed that was started is listed. No option was chosen on seeds 10 to 14; that three of the six seeds of a default run failed
-on another machine is why the preset was changed on others (`results/entropy_quickstart.csv`, [decision
+on another machine is why the target entropy was changed, and it was chosen on other seeds (`results/entropy_quickstart.csv`, [decision
 0010](decisions/0010-cpu-preset.md#why-another-target-entropy)). Seed 0, which a user's first run has, was looked at as well.
 """
 
@@ -205,21 +206,29 @@ def quickstart_section() -> str:
     python benchmarks/learning.py quickstart
 
 One process per seed, from a cold start with an empty compilation cache; then the first seed again with the cache. Seconds
-are wall time of the whole process, imports, compilation, evaluations and files included. The machine is shared, and its
-speed drifts by a factor of two within a day: the processor seconds drift with it. The preset before, with 800,000 steps of
-four epochs, took {before()} in a fast hour (`results/quickstart_before_average.csv`, there are its returns, too), and 72
-to 89 seconds in a slow one (`results/quickstart.csv` in git at 18fa4f5: 859 to 875, six of six solved).
+are wall time of the whole process, imports, compilation, evaluations and files included. Machines of this kind are shared, and
+their speed drifts by a factor of two within a day: the processor seconds drift with it. With eight epochs instead of six it took
+{before("quickstart_eight_epochs")} ({solved_before("quickstart_eight_epochs")}); in the hour of this table seed 10 took 40
+with them, read from the terminal. The preset before that, with 800,000 steps of four epochs, took {before("quickstart_before_average")} in a fast hour, and
+72 to 89 seconds in a slow one (`results/quickstart.csv` in git at 18fa4f5: 858 to 875, six of six solved).
 Machine: {hardware("quickstart.json")}.
 
 {quickstart()}"""
 
 
-def before() -> str:
-    """Seconds of the default run in a faster hour."""
-    rows = read("quickstart_before_average.csv")
+def before(name: str) -> str:
+    """Seconds of the default run with an earlier preset."""
+    rows = read(f"{name}.csv")
     cold = [float(row["seconds"]) for row in rows if row["start"] == "cold"]
     cached = min(float(row["seconds"]) for row in rows if row["start"] == "cached")
-    return f"{min(cold):.0f} to {max(cold):.0f} seconds, and {cached:.0f} with the cache"
+    processor = hardware(f"{name}.json").partition(",")[0]
+    seconds = f"{min(cold):.0f} to {max(cold):.0f} seconds on an {processor}, and {cached:.0f} with the cache"
+    return f"{seconds} (`results/{name}.csv`)"
+
+
+def solved_before(name: str) -> str:
+    cold = [row for row in read(f"{name}.csv") if row["start"] == "cold"]
+    return f"{listed(returns(cold))}: {solved(cold[0]['env'], cold)} solved"
 
 
 def tasks_section() -> str:
@@ -254,9 +263,9 @@ def throughput_section() -> str:
     python benchmarks/throughput.py --out results/throughput.csv
 
 Environment steps per second of each stage; `update` contains the targets, and `iteration` is rollout and update together.
-Machine: {hardware("throughput.json")}. "Of the official code" compares with its figure at the same batch, epochs, width
-and S, measured on a machine of this kind in another window. "At" is the hour: the machine is shared, and was slower by a
-third in the evening. `cpu` and `cpu-cheetah` are of a later day.
+Two cores, {hardware("throughput.json").partition("cores, ")[2]}. "Of the official code" compares with its figure at the same batch,
+epochs, width and S, measured on an AMD EPYC in another window. "At" is the hour: the machine is shared, and was slower by a
+third in the evening.
 
 {throughput()}
 We aimed at five times the official code at equal width, epochs and S, and do not reach it. At width 512 the stages are
@@ -267,7 +276,7 @@ times the official figure. Five times is out of reach without doing less work, w
 
 On CheetahRun with the `cpu` preset, the simulation takes {float(cheetah["rollout_share"]):.0%} of an iteration. We aim at
 more than half, and had 60 % when the preset had four epochs instead of eight
-([why](decisions/0010-cpu-preset.md#why-the-papers-epochs-and-bound-after-all)).
+([why](decisions/0010-cpu-preset.md#why-more-epochs-and-the-papers-bound)).
 """
 
 
@@ -421,7 +430,7 @@ are bootstrap intervals of 95 % over the seeds. No average of weights (`--actor-
 {parts()}
 On this small task, with one action and a reward between 0 and 1, most parts make no difference that ten seeds can tell.
 Two do. A quarter of the data per update is worse. Squared error learns faster than HL-Gauss, and each of its seeds is
-above 790 at the end; the paper finds HL-Gauss the most important part, on harder tasks and over sixty times the steps. At
+above 790 at the end; the paper finds HL-Gauss the most important part, on harder tasks and over 125 times the steps. At
 the edge of what ten seeds tell, a temperature that stays at 0.1 learns faster than one that adapts, which at first falls,
 because the policy begins with more entropy than its target. Without the KL constraint it learns as fast; its mean at the end
 is lower, within chance. There are fifteen comparisons: one beyond chance is to be expected of them by chance.
@@ -487,7 +496,8 @@ def differences_section() -> str:
 
     python benchmarks/differences.py
 
-What [differences.md](differences.md) lists, taken back in turn, as far as a small function or an option does it: the `cpu`
+What [differences.md](differences.md) lists, taken back in turn, as far as a small function or an option does it, and two things that
+nobody proposes, for scale: every time limit as an end, and no normaliser. That is the `cpu`
 preset, seeds 740 to 749 of a variant at once. "Over the run" is the mean over the ten evaluations and the ten seeds, with a
 bootstrap interval of 95 % over the seeds. "Beats ours" is the chance that a seed has a greater mean over its run than one of
 ours. Machine: {hardware("differences.json")}.
@@ -515,7 +525,7 @@ Returns are means over ten greedy episodes; seeds 10 to 14. "At a third" is what
 it had not been evaluated since, that is its untrained policy. "Of the run" is the mean after all of an algorithm's steps,
 where every run made them: REPPO's are 800,000. All of this is from before the preset had eight epochs and a KL bound of
 0.1; REPPO's returns with them are in [decision
-0010](decisions/0010-cpu-preset.md#why-the-papers-epochs-and-bound-after-all).
+0010](decisions/0010-cpu-preset.md#why-more-epochs-and-the-papers-bound).
 Machine: {hardware("against.json")}.
 
 {table(found.header, rows)}

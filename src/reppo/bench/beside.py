@@ -175,10 +175,7 @@ def one_preset(results: Path) -> Iterator[Section]:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
         blocks: list[Block] = [
-            Note(
-                "Written by benchmarks/learning.py, as docs/results.md says; 5 seeds in one process. "
-                "From before the preset averaged: --actor-average 0."
-            )
+            Note("Written by benchmarks/learning.py, as docs/results.md says; 5 seeds in one process.")
         ]
         for env in dict.fromkeys(row["env"] for row in rows):
             own = [row for row in rows if row["env"] == env]
