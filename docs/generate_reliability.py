@@ -57,8 +57,9 @@ What is promised:
 | a full disk, a read-only directory, a run that is in use | one line; what was there stays as it was |
 
 "The same result" is meant to the last bit, on a CPU, with the same machine and versions. On a GPU a resumed run is as close
-as two runs of one seed are there, which has not been tried yet. The state of a simulator that is not written in JAX cannot be saved: a resumed run begins
-new episodes, and says so. Files are synced to the disk before they get their names, but no power was cut to test that.
+as two runs of one seed are there, which has not been tried yet. The state of a simulator that is not written in JAX cannot
+be saved: a resumed run begins new episodes, and says so. Files are synced to the disk before they get their names, but no
+power was cut to test that.
 """
 
 
@@ -276,9 +277,9 @@ def cost() -> str:
 
     python benchmarks/reliability.py cost
 
-The default task (`{row["env"]}`, {int(row["steps"]):,} steps of the preset `cpu` as it was, four epochs), with checkpoints as often as by default, after each
-evaluation: {row["saves"]} of them here, each of {int(row["bytes"]) / 1e6:.1f} MB. Compilation does not count as time of the
-run.
+The default task (`{row["env"]}`, {int(row["steps"]):,} steps of the preset `cpu` as it was, four epochs), with checkpoints
+as often as by default, after each evaluation: {row["saves"]} of them here, each of {int(row["bytes"]) / 1e6:.1f} MB.
+Compilation does not count as time of the run.
 
 {table(["", "for checkpoints", "of the run", "share"], lines)}"""
 

@@ -194,8 +194,9 @@ versions, hardware and revision; `results/memory.csv` has none, the rows of `res
 beside it name their own, and decision 0010 those of `results/epochs_trials.csv`. The official code's 437
 and 1,449 steps per second and its 6.4 GB were measured once, by hand, with its own scripts on a machine of this kind. Every
 seed that was started is listed. No option was chosen on seeds 10 to 14; that three of the six seeds of a default run failed
-on another machine is why the target entropy was changed, and it was chosen on other seeds (`results/entropy_quickstart.csv`, [decision
-0010](decisions/0010-cpu-preset.md#why-another-target-entropy)). Seed 0, which a user's first run has, was looked at as well.
+on another machine is why the target entropy was changed, and it was chosen on other seeds
+(`results/entropy_quickstart.csv`, [decision 0010](decisions/0010-cpu-preset.md#why-another-target-entropy)). Seed 0, which
+a user's first run has, was looked at as well.
 """
 
 
@@ -206,12 +207,12 @@ def quickstart_section() -> str:
     python benchmarks/learning.py quickstart
 
 One process per seed, from a cold start with an empty compilation cache; then the first seed again with the cache. Seconds
-are wall time of the whole process, imports, compilation, evaluations and files included. Machines of this kind are shared, and
-their speed drifts by a factor of two within a day: the processor seconds drift with it. With eight epochs instead of six it took
-{before("quickstart_eight_epochs")} ({solved_before("quickstart_eight_epochs")}); in the hour of this table seed 10 took 40
-with them, read from the terminal. The preset before that, with 800,000 steps of four epochs, took {before("quickstart_before_average")} in a fast hour, and
-72 to 89 seconds in a slow one (`results/quickstart.csv` in git at 18fa4f5: 858 to 875, six of six solved).
-Machine: {hardware("quickstart.json")}.
+are wall time of the whole process, imports, compilation, evaluations and files included. Machines of this kind are shared,
+and their speed drifts by a factor of two within a day: the processor seconds drift with it. With eight epochs instead of
+six it took {before("quickstart_eight_epochs")} ({solved_before("quickstart_eight_epochs")}); in the hour of this table
+seed 10 took 40 with them, read from the terminal. The preset before that, with 800,000 steps of four epochs, took
+{before("quickstart_before_average")} in a fast hour, and 72 to 89 seconds in a slow one (`results/quickstart.csv` in git
+at 18fa4f5: 858 to 875, six of six solved). Machine: {hardware("quickstart.json")}.
 
 {quickstart()}"""
 
@@ -263,9 +264,9 @@ def throughput_section() -> str:
     python benchmarks/throughput.py --out results/throughput.csv
 
 Environment steps per second of each stage; `update` contains the targets, and `iteration` is rollout and update together.
-Two cores, {hardware("throughput.json").partition("cores, ")[2]}. "Of the official code" compares with its figure at the same batch,
-epochs, width and S, measured on an AMD EPYC in another window. "At" is the hour: the machine is shared, and was slower by a
-third in the evening.
+Two cores, {hardware("throughput.json").partition("cores, ")[2]}. "Of the official code" compares with its figure at the
+same batch, epochs, width and S, measured on an AMD EPYC in another window. "At" is the hour: the machine is shared, and
+was slower by a third in the evening.
 
 {throughput()}
 We aimed at five times the official code at equal width, epochs and S, and do not reach it. At width 512 the stages are
@@ -496,8 +497,8 @@ def differences_section() -> str:
 
     python benchmarks/differences.py
 
-What [differences.md](differences.md) lists, taken back in turn, as far as a small function or an option does it, and two things that
-nobody proposes, for scale: every time limit as an end, and no normaliser. That is the `cpu`
+What [differences.md](differences.md) lists, taken back in turn, as far as a small function or an option does it, and two
+things that nobody proposes, for scale: every time limit as an end, and no normaliser. That is the `cpu`
 preset, seeds 740 to 749 of a variant at once. "Over the run" is the mean over the ten evaluations and the ten seeds, with a
 bootstrap interval of 95 % over the seeds. "Beats ours" is the chance that a seed has a greater mean over its run than one of
 ours. Machine: {hardware("differences.json")}.

@@ -174,9 +174,7 @@ def one_preset(results: Path) -> Iterator[Section]:
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
-        blocks: list[Block] = [
-            Note("Written by benchmarks/learning.py, as docs/results.md says; 5 seeds in one process.")
-        ]
+        blocks: list[Block] = [Note("Written by benchmarks/learning.py, as docs/results.md says; 5 seeds in one process.")]
         for env in dict.fromkeys(row["env"] for row in rows):
             own = [row for row in rows if row["env"] == env]
             seeds = sorted({row["seed"] for row in own}, key=int)
