@@ -281,6 +281,33 @@ more than half, and had 60 % when the preset had four epochs instead of eight
 """
 
 
+def official_section() -> str:
+    found = read("official.csv")
+    lines = []
+    for samples in dict.fromkeys(row["samples"] for row in found):
+        own = {
+            code: [row for row in found if row["samples"] == samples and row["code"] == code]
+            for code in ("official", "ours")
+        }
+        speeds = {code: [int(row["steps_per_s"]) for row in rows] for code, rows in own.items()}
+        peaks = {code: max(int(row["peak_host_mb"]) for row in rows) for code, rows in own.items()}
+        ratio = statistics.median(speeds["ours"]) / statistics.median(speeds["official"])
+        cells = [", ".join(f"{speed:,}" for speed in speeds[code]) for code in ("official", "ours")]
+        lines.append([samples, *cells, f"{ratio:.2f}", f"{peaks['official']:,}", f"{peaks['ours']:,}"])
+    header = ["action samples in a target", "official code", "this package", "ratio", "peak MB, official", "peak MB, ours"]
+    return f"""\
+## Beside the official code
+
+    python benchmarks/official.py --checkout official
+
+The official code's own training script and ours, in turns, on one machine: environment steps per second of whole
+iterations, a process each. CartpoleBalance, 256 environments, 32 steps, 8 minibatches, 4 epochs, width 512; its networks
+have fixed sizes, and ours are the paper's. What is replaced around its script, so that it runs with today's packages, is
+in [the benchmark](../benchmarks/official.py). Machine: {hardware("official.json")}.
+
+{table(header, lines)}"""
+
+
 def compiling() -> str:
     lines = []
     for env, rows in by_env(read("compiling.csv")):
@@ -555,6 +582,7 @@ SECTIONS = {
     "tasks.csv": tasks_section,
     "samples.csv": samples_section,
     "throughput.csv": throughput_section,
+    "official.csv": official_section,
     "startup.csv": startup_section,
     "compiling.csv": compiling_section,
     "memory.csv": memory_section,
