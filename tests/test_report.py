@@ -251,6 +251,19 @@ def test_many_curves_have_a_panel_each_beside_the_first() -> None:
     assert panels.count("stroke-dasharray") == CROWDED - 1  # the first one, in every panel
 
 
+def test_ids_are_of_what_is_seen_and_not_of_the_last_bit() -> None:
+    def figure(curve: str, clip: str, end: int) -> str:
+        paths = f'<path id="{curve}" d="M 1 {end}"/><clipPath id="{clip}"/>'
+        return inlined(f'<svg>{paths}<use xlink:href="#{curve}" clip-path="url(#{clip})"/></svg>', "t")
+
+    here, there = figure("m0123456789", "p00000000aa", 2), figure("mfedcba9876", "p00000000bb", 2)
+    assert here == there
+    curve, clip = re.findall(r' id="([^"]+)"', here)
+    assert curve != clip
+    assert f'<use xlink:href="#{curve}" clip-path="url(#{clip})"/>' in here
+    assert curve not in figure("m0123456789", "p00000000aa", 3)
+
+
 def test_figures_take_the_ink_of_the_page() -> None:
     x = np.arange(3.0)
     image = lines([Line('a "<b>"', x, x, x - 1, x + 1)], 'a "<b>"', x="x", y="y")

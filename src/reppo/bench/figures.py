@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Callable, Sequence
@@ -91,8 +92,18 @@ def inlined(text: str, title: str) -> str:
     text = re.sub(r"\n\s+", "\n", text)
     text = text.replace(INK, "currentColor")
     text = text.replace(f"font-family: {FONTS}; ", "")  # said once, for all
-    head, _, rest = text.partition(">")
+    head, _, rest = renamed(text).partition(">")
     return f'{head} role="img" aria-label="{escaped(title)}" font-family="{FONTS}">{rest}'
+
+
+def renamed(text: str) -> str:
+    """An SVG with other ids for its paths: Matplotlib's are hashes of numbers to the last bit, which differs from one
+    processor to another. Ours are of what is seen, so that those of two figures on a page do not clash."""
+    ids = list(dict.fromkeys(re.findall(r'\bid="([a-z][0-9a-f]{10})"', text)))
+    for i, name in enumerate(ids):
+        text = text.replace(name, f"@{i}@")
+    seen = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return re.sub(r"@(\d+)@", rf"p{seen}-\1", text)
 
 
 def shorter(path: str) -> str:
