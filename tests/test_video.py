@@ -82,6 +82,11 @@ class NoScreen(Counter):
         raise RuntimeError("gladLoadGL\nerror")
 
 
+class NoPackage(Counter):
+    def render(self, states: Sequence[Any], height: int, width: int, camera: str | None) -> Sequence[np.ndarray]:
+        raise ImportError("pygame is missing, run `pip install pygame`.")
+
+
 class Floats(Counter):
     def render(self, states: Sequence[Any], height: int, width: int, camera: str | None) -> Sequence[np.ndarray]:
         return [np.zeros((height, width)) for _ in states]
@@ -120,6 +125,7 @@ def test_the_camera_is_passed_on() -> None:
     [
         (Undrawn, "Undrawn does not draw itself; --env names another environment"),
         (NoScreen, "NoScreen could not be drawn: RuntimeError: gladLoadGL error. Without a screen, MuJoCo draws by EGL"),
+        (NoPackage, "NoPackage could not be drawn: ImportError: pygame is missing, run `pip install pygame`$"),
         (Floats, r"render returned float64\[240, 320\]; a picture is uint8\[height, width, 3\]"),
     ],
 )

@@ -22,6 +22,10 @@ from reppo.run_directory import check_new
 
 HEIGHT, WIDTH = 240, 320
 FRAMES_PER_SECOND = 25  #: at most; an environment that steps more often is drawn every few steps
+OPENGL = (
+    ". Without a screen, MuJoCo draws by EGL, which a GPU's driver brings, or by OSMesa (Debian: apt install libosmesa6); "
+    "MUJOCO_GL chooses"
+)
 FORMATS = {".gif": "GIF", ".webp": "WEBP"}  #: of files, by suffix
 
 
@@ -118,11 +122,9 @@ def _explained(name: str) -> Iterator[None]:
     except (NotImplementedError, ConfigError):
         raise
     except Exception as error:
-        text = " ".join(str(error).split())
-        raise ConfigError(
-            f"{name} could not be drawn: {type(error).__name__}: {text}. Without a screen, MuJoCo draws by EGL, which a "
-            f"GPU's driver brings, or by OSMesa (Debian: apt install libosmesa6); MUJOCO_GL chooses"
-        ) from error
+        text = " ".join(str(error).split()).removesuffix(".")
+        hint = "" if "pip install" in text else OPENGL  # where a package is missing, that is all
+        raise ConfigError(f"{name} could not be drawn: {type(error).__name__}: {text}{hint}") from error
 
 
 def _picture(frame: Any) -> np.ndarray:
