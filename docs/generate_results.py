@@ -340,8 +340,8 @@ in [the benchmark](../benchmarks/official.py). Machine: {hardware("official.json
 
 {table(header, lines)}
 The work is not equal: its actor and its critic's encoder have a layer more, 1.93 million parameters in all against 1.40, and
-about 1.44 times the multiplications for a target's sample. Each at its own default, 64 samples and 4, this package makes {speed["ours", "4"] / speed["official", "64"]:.1f} times as
-many steps a second.
+about 1.44 times the multiplications for a target's sample. Each at its own default, 64 samples and 4, this package makes
+{speed["ours", "4"] / speed["official", "64"]:.1f} times as many steps a second.
 """
 
 
@@ -575,8 +575,8 @@ ours. Machine: {hardware("differences.json")}.
 On Pendulum, whose episodes are cut every 200 steps, ten seeds tell hardly any of these from ours. The row of the entropy
 after a termination is there for scale: Pendulum never terminates, so that it differs by rounding alone. To take a time
 limit for an end, or one variance for all dimensions, costs the most while it learns, and the policies are as good in the
-end. Densities of clipped actions left one of ten seeds at -1000; that variant clips in the actor's loss too, which the official code does
-not. The benchmark's other three tasks have not been run.
+end. Densities of clipped actions left one of ten seeds at -1000; that variant clips in the actor's loss too, which the
+official code does not. The benchmark's other three tasks have not been run.
 """
 
 
