@@ -4,7 +4,7 @@
     python benchmarks/differences.py --tasks gymnax:Pendulum-v1 --variants ours lost-successor
 
 The `cpu` preset on small tasks, all seeds of a variant at once. A variant is an option, or a function of the package
-replaced by what the official code does, for the length of a run; ``docs/results.md`` says each in words. The
+replaced by another for the length of a run, mostly by what the official code does; ``docs/results.md`` has the words. The
 table has every evaluation of every seed. Runs that are in it already are kept.
 """
 
@@ -159,7 +159,7 @@ VARIANTS: dict[str, Variant] = {
     "truncated-rows-masked": Variant(patched=contextlib.contextmanager(mask_truncated_rows)),
     "bonus-at-every-end": Variant(patched=replaced(returns, "soft_lambda_returns", bonus_at_every_end)),
     "one-target-sample": Variant({"target_samples": 1}, continuous_only=True),
-    "clipped-actions": Variant(
+    "clipped-densities": Variant(
         patched=replaced(distributions.TanhGaussian, "log_prob", clipped_log_prob), continuous_only=True
     ),
     "least-std-0.1": Variant({"min_std": 0.1}, continuous_only=True),

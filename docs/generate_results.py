@@ -549,7 +549,7 @@ VARIANTS = {
     "truncated-rows-masked": "truncated rows do not train the critic",
     "bonus-at-every-end": "the successor's entropy is paid after a termination, too",
     "one-target-sample": "one sample in a target instead of 4",
-    "clipped-actions": "densities of actions clipped to 0.999",
+    "clipped-densities": "every density at the action clipped to 0.999, in the actor's loss, too",
     "least-std-0.1": "a floor of 0.1 under the standard deviation",
     "one-key-an-epoch": "the same noise in every minibatch of an epoch",
     "no-normaliser": "observations are not normalised",

@@ -86,6 +86,22 @@ def test_a_dict_policy_reads_its_entries_by_name() -> None:
     ]
 
 
+@pytest.mark.parametrize("discrete", [False, True])
+def test_entries_may_have_any_name(discrete: bool) -> None:
+    policy = make_policy({"action": 2, "constant0": 3, "sub0": 1}, discrete=discrete)
+    obs = {"action": random(20, 2), "constant0": random(20, 3), "sub0": random(20, 1)}
+    assert onnx_export.output(policy).name == "next_action"
+    np.testing.assert_allclose(evaluated(policy, obs), policy(obs), atol=1e-5)
+
+
+def test_a_deterministic_policy() -> None:
+    policy = make_policy()
+    policy.arrays["bias2"][A:] = -np.inf  # of a baseline: no width
+    policy.arrays["weight2"][:, A:] = 0
+    obs = random(20, 5)
+    np.testing.assert_allclose(evaluated(policy, {"obs": obs}), policy(obs), atol=1e-5)
+
+
 def test_a_discrete_policy_gives_the_environments_integers() -> None:
     policy = make_policy(discrete=True, norm="none")
     obs = 10 * random(50, 5)

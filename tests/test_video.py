@@ -87,6 +87,39 @@ class NoPackage(Counter):
         raise ImportError("pygame is missing, run `pip install pygame`.")
 
 
+class Forever(Undrawn):
+    """Cannot be drawn, and must not be simulated to find out."""
+
+    def step(self, state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, reppo.Transition]:
+        raise AssertionError("stepped")
+
+
+class Unwritten(Counter):
+    def step(self, state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, reppo.Transition]:
+        raise NotImplementedError("my physics")
+
+
+class Breaks(Counter):
+    """Its reward is NaN at the fourth step."""
+
+    def step(self, state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, reppo.Transition]:
+        state, (obs, reward, terminated) = super().step(state, action, key)
+        return state, reppo.Transition(obs, jnp.where(state == 4, jnp.nan, reward), terminated)
+
+
+class Switch(Counter):
+    """Discrete, with a dict observation; its reward is the action."""
+
+    action_size, discrete = 3, True
+
+    def reset(self, key: jax.Array) -> tuple[Any, Any]:
+        return jnp.zeros(()), {"action": jnp.ones(1), "privileged_state": jnp.zeros(2)}
+
+    def step(self, state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, reppo.Transition]:
+        _, obs = self.reset(key)
+        return state + 1, reppo.Transition(obs, action.astype(float), jnp.array(False))
+
+
 class Floats(Counter):
     def render(self, states: Sequence[Any], height: int, width: int, camera: str | None) -> Sequence[np.ndarray]:
         return [np.zeros((height, width)) for _ in states]
@@ -116,6 +149,32 @@ def test_an_episode_ends_at_its_time_limit_or_sooner() -> None:
     assert (levels(episode), episode.length, episode.over) == ([0, 2, 4, 5], 5, True)
 
 
+def test_an_episode_ends_where_its_numbers_do() -> None:
+    episode = record(make_policy(50.0), Breaks(), seed=0, seconds=99.0)
+    assert (levels(episode), episode.length, episode.over, episode.broken) == ([0, 2], 4, False, True)
+    assert episode.total_reward == pytest.approx(3 * 3.0)
+
+
+def test_a_discrete_policy_of_a_dict() -> None:
+    policy = make_policy(0.0)
+    meta = {**json.loads(policy.arrays["meta"].tobytes()), "discrete": True, "obs_keys": ["action"]}
+    arrays = {
+        **policy.arrays,
+        "weight0": np.zeros((1, 3), np.float32),
+        "bias0": np.array([0, 0, 1], np.float32),
+        "action_low": np.zeros(1, np.float32),
+        "action_high": np.full(1, 2, np.float32),
+        "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8),
+    }
+    episode = record(SavedPolicy(arrays), Switch(), seed=0, seconds=0.1)
+    assert (levels(episode), episode.total_reward) == ([0, 2, 4], pytest.approx(5 * 2.0))
+
+
+def test_an_error_of_the_environment_is_its_own() -> None:
+    with pytest.raises(NotImplementedError, match="my physics"):
+        record(make_policy(0.0), Unwritten(), seed=0, seconds=0.1)
+
+
 def test_the_camera_is_passed_on() -> None:
     assert levels(record(make_policy(0.0), Counter(), seed=0, seconds=0.02, camera="near")) == [100]
 
@@ -123,6 +182,7 @@ def test_the_camera_is_passed_on() -> None:
 @pytest.mark.parametrize(
     ("env", "message"),
     [
+        (Forever, "Forever does not draw itself"),
         (Undrawn, "Undrawn does not draw itself; --env names another environment"),
         (NoScreen, "NoScreen could not be drawn: RuntimeError: gladLoadGL error. Without a screen, MuJoCo draws by EGL"),
         (NoPackage, "NoPackage could not be drawn: ImportError: pygame is missing, run `pip install pygame`$"),
@@ -149,7 +209,7 @@ class Inner:
     """What `BraxStyle` uses of a simulator."""
 
     action_size = 1
-    dt = 0.01
+    dt = jnp.asarray(0.01)  # Brax's own is on the device
 
     def reset(self, key: jax.Array) -> Any:
         return key
@@ -166,7 +226,9 @@ def test_brax_draws_the_physics_and_playground_the_state() -> None:
     state = State()
     drawn = [cls(Inner(), "x", 10, None).render([state], 2, 3, "c") for cls in (Brax, BraxStyle)]
     assert drawn == [[("physics", 2, 3, "c")], [(state, 2, 3, "c")]]
-    assert Brax(Inner(), "x", 10, None).step_seconds == 0.01
+    step_seconds = Brax(Inner(), "x", 10, None).step_seconds
+    assert isinstance(step_seconds, float)
+    assert step_seconds == pytest.approx(0.01)
 
 
 # --------------------------------------------------------------------------------------------- Gymnasium
@@ -195,6 +257,13 @@ class Drawn(gymnasium.Env):
         return grey(self.steps)
 
 
+class DrawnBreaks(Drawn):
+    def step(self, action: np.ndarray) -> Any:
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, np.nan if self.steps == 4 else reward, terminated, truncated, info
+
+
+gymnasium.register("ReppoDrawnBreaks-v0", f"{__name__}:DrawnBreaks", max_episode_steps=20)
 gymnasium.register("ReppoDrawn-v0", f"{__name__}:Drawn", max_episode_steps=20)
 
 
@@ -206,6 +275,23 @@ def test_gymnasium_draws_by_its_rgb_array() -> None:
     assert episode.frame_seconds == pytest.approx(0.04)
 
 
+def test_a_broken_episode_of_gymnasium_ends_there() -> None:
+    env = envs.make("gymnasium:ReppoDrawnBreaks-v0")
+    episode = record(make_policy(50.0, 2.0), env, seed=0, seconds=99.0)
+    assert (levels(episode), episode.length, episode.over, episode.broken) == ([0, 2], 4, False, True)
+
+
+def test_a_camera_where_there_is_none() -> None:
+    with pytest.raises(ConfigError, match="ReppoDrawn-v0 has no cameras to choose from"):
+        record(make_policy(0.0, 2.0), envs.make("gymnasium:ReppoDrawn-v0"), seed=0, seconds=1.0, camera="near")
+
+
+def test_a_camera_that_is_not_there() -> None:
+    env = envs.make("gymnasium:InvertedPendulum-v5")
+    with pytest.raises(ConfigError, match="InvertedPendulum-v5 has no camera 'near'; it has none"):
+        env.drawn(8, 8, "near")  # pyright: ignore[reportAttributeAccessIssue]
+
+
 # --------------------------------------------------------------------------------------------- files
 
 
@@ -213,7 +299,7 @@ def test_gymnasium_draws_by_its_rgb_array() -> None:
 def test_the_file_shows_every_frame(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"video{suffix}"
     frames = [grey(level, 16, 16) for level in (0, 80, 160, 240)]
-    assert save(path, Episode(frames, 0.04, 0.0, 4, True)) == path.stat().st_size
+    assert save(path, Episode(frames, 0.04, 0.0, 4, True, False)) == path.stat().st_size
     with Image.open(path) as image:
         assert image.n_frames == 4  # pyright: ignore[reportAttributeAccessIssue]
         assert image.size == (16, 16)
@@ -226,8 +312,21 @@ def test_the_file_shows_every_frame(tmp_path: Path, suffix: str) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_the_pace_is_kept_where_the_format_counts_coarsely(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"video{suffix}"
+    save(path, Episode([grey(8 * i, 16, 16) for i in range(30)], 1 / 30, 0.0, 30, True, False))
+    with Image.open(path) as image:
+        durations = []
+        for i in range(30):
+            image.seek(i)
+            image.load()
+            durations.append(image.info["duration"])
+    assert sum(durations) == 1000
+
+
 def test_a_file_is_never_overwritten(tmp_path: Path) -> None:
-    episode = Episode([grey(0)], 0.04, 0.0, 0, False)
+    episode = Episode([grey(0)], 0.04, 0.0, 0, False, False)
     path = tmp_path / "video.gif"
     path.write_text("mine")
     with pytest.raises(ConfigError, match="never overwritten"):
@@ -242,6 +341,9 @@ def test_a_file_is_never_overwritten(tmp_path: Path) -> None:
 
 def test_what_the_user_has_chosen_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(imports.subprocess, "run", lambda *args, **kwargs: pytest.fail("asked"))
+    monkeypatch.setattr(imports.sys, "platform", "linux")
+    monkeypatch.delitem(imports.sys.modules, "mujoco", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.setenv("MUJOCO_GL", "glfw")
     imports.for_drawing()
     assert imports.os.environ["MUJOCO_GL"] == "glfw"

@@ -246,7 +246,7 @@ class VideoArgs:
     seed: int = 0
     """Seed of the episode."""
     camera: Annotated[str | None, unset("NAME")] = None
-    """A camera of a MuJoCo model. Unset: the one that sees all of it."""
+    """A camera of a MuJoCo model. Unset: the environment's own choice."""
     best: FlagCreatePairsOff[bool] = False
     """Of a run directory, the policy with the best evaluation instead of the newest."""
     out: Annotated[Path | None, unset("PATH")] = None
@@ -256,13 +256,13 @@ class VideoArgs:
 def draw_video(args: VideoArgs) -> None:
     from reppo import video
 
-    if args.seed < 0:
-        raise ConfigError(f"--seed must be at least 0, got {args.seed}")
+    if not 0 <= args.seed < 2**32:
+        raise ConfigError(f"--seed must be between 0 and 2**32 - 1, got {args.seed}")
     if not 0 < args.seconds < float("inf"):
         raise ConfigError(f"--seconds must be positive, got {args.seconds:g}")
     file = policy_files(args.run, args.best)[0]
     policy = export.load_policy(file)
-    out = args.out or (file if file.is_file() else args.run / "policy.npz").with_suffix(".gif")
+    out = args.out or file.with_suffix(".gif")
     video.check_file(out)
     name = args.env or policy.env
     imports.for_drawing()
@@ -271,7 +271,8 @@ def draw_video(args: VideoArgs) -> None:
     size = video.save(out, episode)
     part = "a whole episode" if episode.over else "the beginning of an episode"
     print(f"{shown(out)}, {number(size / 1024)} KiB: {part} of {name}")
-    print(f"  reward  {number(episode.total_reward)} in {episode.length:,} steps")
+    ended = ", ended by numbers that are not finite" if episode.broken else ""
+    print(f"  reward  {number(episode.total_reward)} in {episode.length:,} steps{ended}")
 
 
 SUCCESS = {"success_once": "solved it at some step", "success_at_end": "at their last"}

@@ -57,9 +57,11 @@ def for_drawing() -> None:
         return
     for backend in ("egl", "osmesa"):
         env = {**os.environ, "MUJOCO_GL": backend}
-        if not subprocess.run([sys.executable, "-c", PROBE], env=env, capture_output=True).returncode:
-            os.environ["MUJOCO_GL"] = backend
-            return
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a broken driver may hang
+            probe = subprocess.run([sys.executable, "-c", PROBE], env=env, capture_output=True, timeout=20)
+            if probe.returncode == 0:
+                os.environ["MUJOCO_GL"] = backend
+                return
 
 
 @contextlib.contextmanager

@@ -20,7 +20,6 @@ from reppo.run_directory import check_new
 
 OPSET, IR_VERSION = 17, 8  #: of 2022: what runtimes on robots read, too
 BATCH = "batch"  #: name of the free axis
-ACTION = "action"  #: name of the output
 
 
 class Tensor(NamedTuple):
@@ -44,7 +43,8 @@ def inputs(policy: SavedPolicy) -> list[Tensor]:
 
 def output(policy: SavedPolicy) -> Tensor:
     """What the graph gives: numbers within the environment's bounds, or the integer of a discrete action."""
-    return Tensor(ACTION, "int64", ()) if policy.discrete else Tensor(ACTION, "float32", (policy.action_size,))
+    name = "next_action" if "action" in policy.obs_keys else "action"  # that of a robot that observes its last one
+    return Tensor(name, "int64", ()) if policy.discrete else Tensor(name, "float32", (policy.action_size,))
 
 
 class Graph:
@@ -57,13 +57,13 @@ class Graph:
 
     def __call__(self, operator: str, *values: str | np.ndarray, name: str = "", **attributes: Any) -> str:
         """Apply an operator; arrays become constants. Returns the name of its result."""
-        name = name or f"{operator.lower()}{len(self.nodes)}"
+        name = name or f"reppo/{operator.lower()}{len(self.nodes)}"
         names = [self.constant(value) if isinstance(value, np.ndarray) else value for value in values]
         self.nodes.append(self.onnx.helper.make_node(operator, names, [name], **attributes))
         return name
 
     def constant(self, value: np.ndarray) -> str:
-        name = f"constant{len(self.constants)}"
+        name = f"reppo/constant{len(self.constants)}"
         self.constants[name] = self.onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
         return name
 
@@ -76,13 +76,12 @@ def build(policy: SavedPolicy) -> Any:
     """
     try:
         import onnx
-    except ModuleNotFoundError:
-        raise ConfigError("ONNX files need onnx: pip install 'reppo[onnx]'") from None
+    except ImportError as error:
+        raise ConfigError(f"ONNX files need onnx: pip install 'reppo[onnx]' ({error})") from None
 
     graph = Graph(onnx)
     x = _features(graph, policy) if policy.image is not None else _normalized(graph, policy)
-    result = _action(graph, policy, _network(graph, policy, x))
-    assert result == ACTION
+    _action(graph, policy, _network(graph, policy, x))
 
     def described(tensor: Tensor) -> Any:
         kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
@@ -159,13 +158,14 @@ def _silu(graph: Graph, x: str) -> str:
     return graph("Add", half, graph("Mul", half, graph("Tanh", half)))
 
 
-def _action(graph: Graph, policy: SavedPolicy, x: str) -> str:
-    low, high = policy.bounds
+def _action(graph: Graph, policy: SavedPolicy, x: str) -> None:
+    """The output, from what the network gives."""
+    (low, high), name = policy.bounds, output(policy).name
     if policy.discrete:
-        return graph("Add", graph("ArgMax", x, axis=-1, keepdims=0), low.astype(np.int64), name=ACTION)
-    half = (high - low) / np.float32(2)
-    scaled = graph("Mul", graph("Add", graph("Tanh", x), np.array(1, np.float32)), half)
-    return graph("Add", scaled, low, name=ACTION)
+        graph("Add", graph("ArgMax", x, axis=-1, keepdims=0), low.astype(np.int64), name=name)
+    else:
+        scaled = graph("Mul", graph("Add", graph("Tanh", x), np.array(1, np.float32)), (high - low) / np.float32(2))
+        graph("Add", scaled, low, name=name)
 
 
 def save(path: Path, policy: SavedPolicy) -> int:

@@ -33,7 +33,6 @@ class BraxStyle(Env):
         self.episode_length = episode_length
         self.value_range = value_range
         self.max_return = max_return
-        self.step_seconds = getattr(env, "dt", None)
         self._name = name
         # Its shapes are asked for, and later it is compiled: as a compiled function it is traced once for both.
         self._reset = jax.jit(env.reset)
@@ -41,6 +40,11 @@ class BraxStyle(Env):
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def step_seconds(self) -> float | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        dt = getattr(self.inner, "dt", None)  # Brax computes it on the device
+        return None if dt is None else float(dt)
 
     def reset(self, key: jax.Array) -> tuple[Any, PyTree]:
         state = self._reset(key)

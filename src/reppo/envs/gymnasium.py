@@ -224,7 +224,8 @@ class SingleEnv(GymnasiumEnv):
             probe.close()
         self._make, self._takes_length = make, takes_length
         #: whether its pictures have a size and a camera that can be chosen
-        self._has_cameras = "mujoco" in str(getattr(probe.spec, "entry_point", ""))
+        classes = type(probe.unwrapped).__mro__
+        self._has_cameras = any(cls.__module__.startswith("gymnasium.envs.mujoco") for cls in classes)
 
     def simulator(self, num_envs: int, episode_length: int) -> Simulator:
         make = functools.partial(self._make, max_episode_steps=episode_length) if self._takes_length else self._make
@@ -234,7 +235,15 @@ class SingleEnv(GymnasiumEnv):
         options: dict[str, Any] = {"render_mode": "rgb_array"}
         if self._has_cameras:
             options |= {"height": height, "width": width} | ({} if camera is None else {"camera_name": camera})
+        elif camera is not None:
+            raise ConfigError(f"{self.name} has no cameras to choose from")
         env = self._make(**options)
+        if camera is not None:
+            model = env.unwrapped.model  # pyright: ignore[reportAttributeAccessIssue]
+            cameras = [model.camera(i).name for i in range(model.ncam)]
+            if camera not in cameras:  # MuJoCo would take any word for the free camera
+                env.close()
+                raise ConfigError(f"{self.name} has no camera {camera!r}; it has {', '.join(cameras) or 'none'}")
         rate = env.metadata.get("render_fps")
         return Loop(lambda: env, self.observations, self.actions, 1), 1 / rate if rate else None
 
