@@ -39,19 +39,20 @@ class Task(NamedTuple):
     env: str  #: of REPPO
     seconds: float  #: to compare at, from the start of a process
     evaluations: Mapping[str, int]  #: of each other's whole run: about six in that time
+    others: str = ""  #: the id that they take; unset, the task's name
 
 
 MUJOCO = {"sb3-ppo": 150, "sb3-sac": 800, "sbx-ppo": 100, "sbx-sac": 200}
 
 #: REPPO steps EnvPool's copy of a task where there is one, as on a CPU a user should; Stable-Baselines3 and SBX make
-#: their own vectors of Gymnasium's.
+#: their own vectors of Gymnasium's. DeepMind Control's tasks come to Gymnasium by ``pip install "shimmy[dm-control]"``.
 TASKS = {
     "Pendulum-v1": Task("envpool:Pendulum-v1", 60, {"sb3-ppo": 20, "sb3-sac": 20, "sbx-ppo": 20, "sbx-sac": 20}),
     "CartPole-v1": Task("gymnasium:CartPole-v1", 60, {"sb3-ppo": 20, "sbx-ppo": 20}),
     "HalfCheetah-v5": Task("envpool:HalfCheetah-v5", 120, MUJOCO),
     "Ant-v5": Task("envpool:Ant-v5", 120, MUJOCO),
-    "CheetahRun-v1": Task("envpool:CheetahRun-v1", 120, {}),
-    "WalkerWalk-v1": Task("envpool:WalkerWalk-v1", 120, {}),
+    "CheetahRun-v1": Task("envpool:CheetahRun-v1", 120, MUJOCO, "shimmy:dm_control/cheetah-run-v0"),
+    "WalkerWalk-v1": Task("envpool:WalkerWalk-v1", 120, MUJOCO, "shimmy:dm_control/walker-walk-v0"),
     "Breakout-MinAtar": Task("gymnax:Breakout-MinAtar", 480, {}),
 }
 REPPO = "reppo"
@@ -69,7 +70,7 @@ def command(name: str, algorithm: str, seed: int, options: Sequence[str] = ()) -
     common = ["--preset", "cpu", "--seed", str(seed), "--eval-episodes", str(EPISODES)]
     if algorithm == REPPO:
         return ["train", task.env, *common, *options]
-    return ["baseline", algorithm, f"gymnasium:{name}", *common, "--num-evals", str(task.evaluations[algorithm])]
+    return ["baseline", algorithm, f"gymnasium:{task.others or name}", *common, "--num-evals", str(task.evaluations[algorithm])]
 
 
 def shown(name: str, algorithm: str, seed: int, options: Sequence[str] = ()) -> str:

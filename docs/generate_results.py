@@ -183,15 +183,14 @@ and what its dips are.
 
 def beside_official() -> str:
     """What `benchmarks/official.py` comes to at the official code's own number of samples."""
-    rows = [row for row in read("official.csv") if row["samples"] == "64"]
-    found = {code: [row for row in rows if row["code"] == code] for code in ("ours", "official")}
-    speed = {code: statistics.median(int(row["steps_per_s"]) for row in own) for code, own in found.items()}
-    memory = {code: max(int(row["peak_host_mb"]) for row in own) / 1000 for code, own in found.items()}
+    found = [row for row in read("official.csv") if row["samples"] == "64"]
+    speed = {code: statistics.median(speeds_of(found, code, "64")) for code in OFFICIAL_CODES}
+    peak = {code: peak_of(found, code, "64") / 1000 for code in OFFICIAL_CODES}
     return f"""\
-Beside the official code's own script, in turns on one machine with its own sizes, an iteration is
-{speed["ours"] / speed["official"]:.1f} times as fast and takes {memory["ours"]:.1f} GB instead of {memory["official"]:.1f}
-([more](docs/results.md#beside-the-official-code)).
-Part of that is size: its networks have 1.38 times the parameters of ours."""
+Beside the official code's own script, in turns on one machine, an iteration with networks of its size and as many samples is
+{speed["equal"] / speed["official"]:.1f} times as fast and takes {peak["equal"]:.1f} GB instead of {peak["official"]:.1f};
+with the paper's networks, which are smaller, {speed["paper"] / speed["official"]:.1f} times
+([more](docs/results.md#beside-the-official-code))."""
 
 
 def beside_others() -> str:
@@ -313,40 +312,46 @@ should, the greater part: [decision 0010](decisions/0010-cpu-preset.md#why-six-e
 """
 
 
+OFFICIAL_CODES = ("official", "equal", "paper")
+
+
 def official_section() -> str:
-    found = read("official.csv")
-    lines = []
+    found, lines = read("official.csv"), []
     for samples in dict.fromkeys(row["samples"] for row in found):
-        own = {
-            code: [row for row in found if row["samples"] == samples and row["code"] == code]
-            for code in ("official", "ours")
-        }
-        speeds = {code: speeds_of(found, code, samples) for code in own}
-        peaks = {code: max(int(row["peak_host_mb"]) for row in rows) for code, rows in own.items()}
-        ratio = statistics.median(speeds["ours"]) / statistics.median(speeds["official"])
-        cells = [", ".join(f"{speed:,}" for speed in speeds[code]) for code in ("official", "ours")]
-        lines.append([samples, *cells, f"{ratio:.2f}", f"{peaks['official']:,}", f"{peaks['ours']:,}"])
-    header = ["action samples in a target", "official code", "this package", "ratio", "peak MB, official", "peak MB, ours"]
-    speed = {key: statistics.median(speeds_of(found, *key)) for key in (("ours", "4"), ("official", "64"))}
+        speeds = {code: speeds_of(found, code, samples) for code in OFFICIAL_CODES}
+        middle = {code: statistics.median(values) for code, values in speeds.items()}
+        cells = [", ".join(f"{speed:,}" for speed in values) for values in speeds.values()]
+        ratios = [f"{middle[code] / middle['official']:.2f}" for code in ("equal", "paper")]
+        lines.append([samples, *cells, *ratios, *(f"{peak_of(found, code, samples):,}" for code in ("official", "equal"))])
+    header = [
+        "samples", "official code", "ours, its sizes", "ours, the paper's", "ratio, its sizes", "ratio, the paper's",
+        "peak MB, official", "peak MB, ours, its sizes",
+    ]  # fmt: skip
+    (revision,) = {row["official_revision"] for row in found}
+    default = statistics.median(speeds_of(found, "paper", "4")) / statistics.median(speeds_of(found, "official", "64"))
     return f"""\
 ## Beside the official code
 
     python benchmarks/official.py --checkout official
 
-The official code's own training script and ours, in turns, on one machine: environment steps per second of whole
-iterations, a process each. CartpoleBalance, 256 environments, 32 steps, 8 minibatches, 4 epochs, width 512; its networks
-have fixed sizes, and ours are the paper's. What is replaced around its script, so that it runs with today's packages, is
-in [the benchmark](../benchmarks/official.py). Machine: {hardware("official.json")}.
+The official code's own training script at `{revision[:7]}` and ours, in turns, on one machine: environment steps per second of
+whole iterations, a process each. CartpoleBalance, 256 environments, 32 steps, 8 minibatches, 4 epochs, width 512. Its actor
+and its critic's encoder have a layer more than the paper's, 1.93 million parameters in all against 1.40, so ours is measured
+with networks of either size. "Samples" are the actions of a target. What is replaced around its script, so that it runs with
+today's packages, is in [the benchmark](../benchmarks/official.py). Machine: {hardware("official.json")}.
 
 {table(header, lines)}
-The work is not equal: its actor and its critic's encoder have a layer more, 1.93 million parameters in all against 1.40, and
-about 1.44 times the multiplications for a target's sample. Each at its own default, 64 samples and 4, this package makes
-{speed["ours", "4"] / speed["official", "64"]:.1f} times as many steps a second.
+Each at its own default, 64 samples and its networks, 4 and the paper's, this package makes {default:.1f} times as many steps a
+second.
 """
 
 
 def speeds_of(rows: list[Row], code: str, samples: str) -> list[int]:
     return [int(row["steps_per_s"]) for row in rows if (row["code"], row["samples"]) == (code, samples)]
+
+
+def peak_of(rows: list[Row], code: str, samples: str) -> int:
+    return max(int(row["peak_host_mb"]) for row in rows if (row["code"], row["samples"]) == (code, samples))
 
 
 def compiling() -> str:

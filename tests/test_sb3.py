@@ -64,7 +64,7 @@ def test_commands_of_the_comparison_can_be_typed(root: Path, monkeypatch: pytest
         args = cli.arguments(command, words)
         assert (args.env, args.seed) == (task.env, 10)
         for algorithm in task.evaluations:
-            assert (name, algorithm.replace("sbx", "sb3")) in sb3.ZOO, "else what is compared with are defaults"
+            assert (task.others or name, algorithm.replace("sbx", "sb3")) in sb3.ZOO, "else what is compared with are defaults"
             cli.arguments("baseline", against.command(name, algorithm, 10)[1:])
 
 

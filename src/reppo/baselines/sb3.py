@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from reppo import envs
 from reppo.baselines.foreign import FLOAT, Evaluate, Params, num_parallel
 from reppo.config import ConfigError, check_counts, check_positive, check_types
+from reppo.envs.spaces import Observations
 from reppo.envs.spec import EnvSpec, check_observation
 from reppo.evaluate import Evaluation, first_episodes
 from reppo.types import PyTree
@@ -136,9 +138,21 @@ MUJOCO = {
     "normalize": True, "n_steps": 512, "activation": "relu", "net_arch": (256, 256), "log_std_init": -2.0,
     "ortho_init": False,
 }  # fmt: skip
+HALF_CHEETAH = {
+    **MUJOCO, "gamma": 0.98, "learning_rate": 2.0633e-5, "ent_coef": 0.000401762, "clip_range": 0.1, "n_epochs": 20,
+    "gae_lambda": 0.92, "max_grad_norm": 0.8, "vf_coef": 0.58096,
+}  # fmt: skip
+WALKER_2D = {
+    **MUJOCO, "batch_size": 32, "gamma": 0.99, "learning_rate": 5.05041e-5, "ent_coef": 0.000585045,
+    "clip_range": 0.1, "n_epochs": 20, "gae_lambda": 0.95, "max_grad_norm": 1.0, "vf_coef": 0.871923,
+}  # fmt: skip
+CHEETAH_RUN, WALKER_WALK = (f"shimmy:dm_control/{task}-v0" for task in ("cheetah-run", "walker-walk"))
+DM_CONTROL = {"episode_length": 1000}
+MUJOCO_SAC = {"learning_starts": 10_000}
 
 #: RL Baselines3 Zoo's settings, ``hyperparams/ppo.yml`` and ``sac.yml``. It has MuJoCo's tasks as -v3; their settings are
-#: used for -v5.
+#: used for -v5. It has none for DeepMind Control's tasks, which Shimmy brings to Gymnasium: they have those of the robot that
+#: is most like theirs. They end of themselves after 1,000 steps, which their registration does not say.
 ZOO: Mapping[tuple[str, str], dict[str, Any]] = {
     ("Pendulum-v1", "sb3-ppo"): {
         "total_steps": 100_000, "num_envs": 4, "n_steps": 1024, "gae_lambda": 0.95, "gamma": 0.9, "n_epochs": 10,
@@ -149,21 +163,18 @@ ZOO: Mapping[tuple[str, str], dict[str, Any]] = {
         "n_epochs": 20, "learning_rate": 1e-3, "anneal_learning_rate": True, "clip_range": 0.2,
         "anneal_clip_range": True,
     },
-    ("HalfCheetah-v5", "sb3-ppo"): {
-        **MUJOCO, "gamma": 0.98, "learning_rate": 2.0633e-5, "ent_coef": 0.000401762, "clip_range": 0.1, "n_epochs": 20,
-        "gae_lambda": 0.92, "max_grad_norm": 0.8, "vf_coef": 0.58096,
-    },
+    ("HalfCheetah-v5", "sb3-ppo"): HALF_CHEETAH,
     ("Hopper-v5", "sb3-ppo"): {
         **MUJOCO, "batch_size": 32, "gamma": 0.999, "learning_rate": 9.80828e-5, "ent_coef": 0.00229519,
         "clip_range": 0.2, "n_epochs": 5, "gae_lambda": 0.99, "max_grad_norm": 0.7, "vf_coef": 0.835671,
     },
-    ("Walker2d-v5", "sb3-ppo"): {
-        **MUJOCO, "batch_size": 32, "gamma": 0.99, "learning_rate": 5.05041e-5, "ent_coef": 0.000585045,
-        "clip_range": 0.1, "n_epochs": 20, "gae_lambda": 0.95, "max_grad_norm": 1.0, "vf_coef": 0.871923,
-    },
+    ("Walker2d-v5", "sb3-ppo"): WALKER_2D,
     ("Ant-v5", "sb3-ppo"): {"normalize": True},
     ("Pendulum-v1", "sb3-sac"): {"total_steps": 20_000, "learning_rate": 1e-3},
-    **{(f"{task}-v5", "sb3-sac"): {"learning_starts": 10_000} for task in ("HalfCheetah", "Ant", "Hopper", "Walker2d")},
+    **{(f"{task}-v5", "sb3-sac"): MUJOCO_SAC for task in ("HalfCheetah", "Ant", "Hopper", "Walker2d")},
+    (CHEETAH_RUN, "sb3-ppo"): {**HALF_CHEETAH, **DM_CONTROL},
+    (WALKER_WALK, "sb3-ppo"): {**WALKER_2D, **DM_CONTROL},
+    **{(task, "sb3-sac"): {**MUJOCO_SAC, **DM_CONTROL} for task in (CHEETAH_RUN, WALKER_WALK)},
 }  # fmt: skip
 
 
@@ -209,7 +220,7 @@ class Agent:
 
     def memory_parts(self) -> dict[str, int]:
         """Bytes that a run has to hold at least, see `reppo.loop.Run.memory_parts`."""
-        obs = FLOAT * self.spec.obs_size(())
+        obs = FLOAT * self.spec.obs_size(self.spec.actor_keys)
         action = FLOAT * (1 if self.spec.discrete else self.spec.action_size)
         parts = {"parameters": self.parameter_bytes()}
         if isinstance(self.config, PPOConfig):
@@ -245,7 +256,8 @@ class Agent:
         return all(bool(parameter.isfinite().all()) for parameter in self.model.policy.parameters())
 
     def act(self, obs: PyTree) -> np.ndarray:
-        """Greedy actions in [-1, 1], or discrete ones, of observations ``[N, D]``."""
+        """Greedy actions in [-1, 1], or discrete ones, of observations ``[N, D]``, or a dict of such."""
+        obs = one_vector(obs, self.spec)
         if self.config.normalize:
             obs = self.vector.normalize_obs(obs)
         action, _ = self.model.predict(obs, deterministic=True)
@@ -279,8 +291,6 @@ def suited(env: envs.AnyEnv, config: SB3Config) -> EnvSpec:
     check_observation(spec.name, spec.observation)
     if spec.image:
         raise ConfigError(f"{spec.name} has images as observations; this baseline reads vectors")
-    if isinstance(spec.observation, dict):
-        raise ConfigError(f"{spec.name} has dict observations, which {config.name} does not take here")
     if spec.discrete and isinstance(config, SACConfig):
         raise ConfigError(f"{spec.name} has discrete actions; {config.name} is for continuous ones")
     if not spec.discrete and not np.isfinite([spec.action_low, spec.action_high]).all():
@@ -291,13 +301,36 @@ def suited(env: envs.AnyEnv, config: SB3Config) -> EnvSpec:
     return dataclasses.replace(spec, episode_length=length)
 
 
+def one_vector(obs: PyTree, spec: EnvSpec) -> np.ndarray:
+    """Observations ``[N, D]``; of a dict what the actor sees, as the networks of REPPO read it."""
+    if not isinstance(obs, dict):
+        return obs
+    return np.concatenate([obs[key] for key in spec.actor_keys], axis=-1)
+
+
+def with_one_vector(env: Any, spec: EnvSpec) -> Any:
+    """A Gymnasium environment with dict observations, as one with the vectors that `one_vector` makes of them."""
+    from gymnasium import spaces, wrappers
+
+    observations = Observations(spec.name, env.observation_space)
+
+    def read(obs: Any) -> np.ndarray:
+        out = observations.empty(1)
+        observations.write(obs, out, 0)
+        return one_vector(out, spec)[0]
+
+    space = spaces.Box(-np.inf, np.inf, (spec.obs_size(spec.actor_keys),), np.float32)
+    return wrappers.TransformObservation(env, read, space)
+
+
 def vector_env(name: str, config: SB3Config, spec: EnvSpec, seed: int) -> Any:
     """The training environments, as Stable-Baselines3 makes them."""
     from stable_baselines3.common.env_util import make_vec_env  # pyright: ignore[reportMissingImports]
     from stable_baselines3.common.vec_env import VecNormalize  # pyright: ignore[reportMissingImports]
 
     limit = {"max_episode_steps": spec.time_limit}
-    vector = make_vec_env(name, n_envs=config.num_envs, seed=seed, env_kwargs=limit)
+    wrapper = functools.partial(with_one_vector, spec=spec) if isinstance(spec.observation, dict) else None
+    vector = make_vec_env(name, n_envs=config.num_envs, seed=seed, env_kwargs=limit, wrapper_class=wrapper)
     return VecNormalize(vector, gamma=config.gamma) if config.normalize else vector
 
 
