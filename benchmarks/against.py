@@ -70,7 +70,8 @@ def command(name: str, algorithm: str, seed: int, options: Sequence[str] = ()) -
     common = ["--preset", "cpu", "--seed", str(seed), "--eval-episodes", str(EPISODES)]
     if algorithm == REPPO:
         return ["train", task.env, *common, *options]
-    return ["baseline", algorithm, f"gymnasium:{task.others or name}", *common, "--num-evals", str(task.evaluations[algorithm])]
+    num_evals = ["--num-evals", str(task.evaluations[algorithm])]
+    return ["baseline", algorithm, f"gymnasium:{task.others or name}", *common, *num_evals]
 
 
 def shown(name: str, algorithm: str, seed: int, options: Sequence[str] = ()) -> str:

@@ -334,15 +334,15 @@ def official_section() -> str:
 
     python benchmarks/official.py --checkout official
 
-The official code's own training script at `{revision[:7]}` and ours, in turns, on one machine: environment steps per second of
-whole iterations, a process each. CartpoleBalance, 256 environments, 32 steps, 8 minibatches, 4 epochs, width 512. Its actor
+The official code's own training script at `{revision[:7]}` and ours, in turns, on one machine: environment steps per second
+of whole iterations, a process each. CartpoleBalance, 256 environments, 32 steps, 8 minibatches, 4 epochs, width 512. Its actor
 and its critic's encoder have a layer more than the paper's, 1.93 million parameters in all against 1.40, so ours is measured
 with networks of either size. "Samples" are the actions of a target. What is replaced around its script, so that it runs with
 today's packages, is in [the benchmark](../benchmarks/official.py). Machine: {hardware("official.json")}.
 
 {table(header, lines)}
-Each at its own default, 64 samples and its networks, 4 and the paper's, this package makes {default:.1f} times as many steps a
-second.
+Each at its own default, 64 samples and its networks, 4 and the paper's, this package makes {default:.1f} times as many steps
+a second.
 """
 
 

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import jax
 import numpy as np
 import pytest
@@ -64,7 +65,9 @@ def test_commands_of_the_comparison_can_be_typed(root: Path, monkeypatch: pytest
         args = cli.arguments(command, words)
         assert (args.env, args.seed) == (task.env, 10)
         for algorithm in task.evaluations:
-            assert (task.others or name, algorithm.replace("sbx", "sb3")) in sb3.ZOO, "else what is compared with are defaults"
+            assert (task.others or name, algorithm.replace("sbx", "sb3")) in sb3.ZOO, (
+                "else what is compared with are defaults"
+            )
             cli.arguments("baseline", against.command(name, algorithm, 10)[1:])
 
 
@@ -126,21 +129,64 @@ def test_environments_that_it_cannot_take(env: str, config: Any, line: str) -> N
         sb3.suited(envs.make(env), config)
 
 
+class Parts(gymnasium.Env):
+    """Observations in a dict: two numbers for the actor, and one that is the critic's alone."""
+
+    observation_space = gymnasium.spaces.Dict(
+        {
+            "velocity": gymnasium.spaces.Box(-1, 1, ()),
+            "position": gymnasium.spaces.Box(-1, 1, (2,)),
+            "privileged_state": gymnasium.spaces.Box(-1, 1, (1,)),
+        }
+    )
+    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+    def obs(self) -> dict[str, np.ndarray]:
+        values = {"velocity": 0.1, "position": [0.2, 0.3], "privileged_state": [0.4]}
+        return {key: np.float32(value) for key, value in values.items()}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return self.obs(), {}
+
+    def step(self, action: Any) -> Any:
+        return self.obs(), 0.0, False, False, {}
+
+
+gymnasium.register("Parts-v0", Parts, max_episode_steps=5)
+
+
+def test_a_dict_of_observations_is_one_vector_in_training_and_in_evaluation() -> None:
+    env: Any = envs.make("gymnasium:Parts-v0")
+    spec = env.spec()
+    in_training = sb3.with_one_vector(gymnasium.make("Parts-v0"), spec)
+    assert in_training.observation_space.shape == (3,)
+    first, _ = in_training.reset(seed=0)
+    successor, *_ = in_training.step(np.zeros(1, np.float32))
+    simulator = env.simulator(2, 5)
+    seen = sb3.one_vector(simulator.reset(0), spec)
+    simulator.close()
+    for obs in (first, successor, *seen):
+        np.testing.assert_allclose(obs, [0.2, 0.3, 0.1])  # in the order of their names
+        assert obs.dtype == np.float32
+
+
 @pytest.mark.parametrize(("kind", "config"), BOTH_LIBRARIES)
-@pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
+@pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1", "Parts-v0"])
 def test_the_greedy_action_is_the_models(env: str, kind: Any, config: Any) -> None:
     if env == "CartPole-v1" and isinstance(config, SACConfig):
         pytest.skip("for continuous actions")
     agent = kind(envs.make(f"gymnasium:{env}"), dataclasses.replace(config, normalize=True), seed=0)
-    size = agent.spec.obs_size(())
+    size = agent.spec.obs_size(agent.spec.actor_keys)
     obs = np.random.default_rng(0).normal(size=(5, size)).astype(np.float32)
     agent.vector.obs_rms.mean, agent.vector.obs_rms.var = np.full(size, 0.5), np.full(size, 4.0)
     model_action, _ = agent.model.predict(np.clip((obs - 0.5) / np.sqrt(4 + 1e-8), -10, 10), deterministic=True)
-    action = agent.act(obs)
+    by_key = {"position": obs[:, :2], "velocity": obs[:, 2:], "privileged_state": 9 * obs[:, :1]}
+    action = agent.act(by_key if isinstance(agent.spec.observation, dict) else obs)
     if agent.spec.discrete:
         np.testing.assert_array_equal(action, model_action)
     else:
-        np.testing.assert_allclose(2.0 * action, model_action, atol=1e-6)  # the bounds of Pendulum are 2
+        np.testing.assert_allclose(agent.spec.action_high * action, model_action, atol=1e-6)
     agent.close()
 
 

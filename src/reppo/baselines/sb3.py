@@ -151,8 +151,8 @@ DM_CONTROL = {"episode_length": 1000}
 MUJOCO_SAC = {"learning_starts": 10_000}
 
 #: RL Baselines3 Zoo's settings, ``hyperparams/ppo.yml`` and ``sac.yml``. It has MuJoCo's tasks as -v3; their settings are
-#: used for -v5. It has none for DeepMind Control's tasks, which Shimmy brings to Gymnasium: they have those of the robot that
-#: is most like theirs. They end of themselves after 1,000 steps, which their registration does not say.
+#: used for -v5. It has none for DeepMind Control's tasks, which Shimmy brings to Gymnasium: they have those of the robot
+#: that is most like theirs. They end of themselves after 1,000 steps, which their registration does not say.
 ZOO: Mapping[tuple[str, str], dict[str, Any]] = {
     ("Pendulum-v1", "sb3-ppo"): {
         "total_steps": 100_000, "num_envs": 4, "n_steps": 1024, "gae_lambda": 0.95, "gamma": 0.9, "n_epochs": 10,
