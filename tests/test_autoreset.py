@@ -200,6 +200,33 @@ def test_without_stagger_every_episode_begins_at_its_beginning() -> None:
     assert state.whole.all()
 
 
+def test_episodes_that_are_cut_are_truncated_and_lose_nothing() -> None:
+    limit, chance, steps = 1000, 0.25, 400
+    state = jax.jit(functools.partial(vector_env(limit).begin, cut=chance))(compiled("first", limit)(jax.random.key(0)))
+    count, lengths = np.zeros(N), []
+    starts = [x for x, _ in where(state.first.obs)]
+    for t in range(steps):
+        state, row = step(state, [GO] * N, limit, seed=t)
+        count += 1
+        assert where(row.next_obs) == [(start, c) for start, c in zip(starts, count, strict=True)]
+        lengths += count[row.truncated].tolist()
+        count[row.truncated] = 0
+        assert where(row.obs) == [(start, c) for start, c in zip(starts, count, strict=True)]
+        assert not row.terminated.any()
+        assert row.valid.all()
+    # A geometric distribution with a mean of 4 and a standard deviation of 3.5, over 300 episodes.
+    assert len(lengths) == pytest.approx(chance * N * steps, abs=60)
+    assert np.mean(lengths) == pytest.approx(1 / chance, abs=0.8)
+    assert np.std(lengths) == pytest.approx(np.sqrt(1 - chance) / chance, abs=0.9)
+
+
+def test_a_terminal_step_is_not_cut() -> None:
+    state = jax.jit(functools.partial(vector_env().begin, cut=1.0))(compiled("first")(jax.random.key(0)))
+    _, row = step(state, [GO, TERMINATE, OBS_NAN])
+    assert row.truncated.tolist() == [True, False, False]
+    assert row.terminated.tolist() == [False, True, False]
+
+
 def test_new_first_states_wait_for_the_next_episode() -> None:
     state, _ = step(begun(), [GO, GO, GO])
     old = [x for x, _ in where(state.obs)]

@@ -193,6 +193,18 @@ def test_a_collectors_rollout_is_what_happened(env: HostEnv) -> None:
     np.testing.assert_array_equal(begins, reset_before & valid[1:])
 
 
+def test_a_collector_cuts_its_training_alone() -> None:
+    config = dataclasses.replace(CONFIG, episode_length=20, cut_probability=0.5)
+    run = Run(envs.make(Endless), config, [7], None)  # pyright: ignore[reportArgumentType]
+    run.start()
+    rows = jax.device_get(run.collector.collect(run.state, 0).rows)
+    evaluation = run.collector.evaluate(run.state, 2 * N, 0, None)
+    run.collector.close()
+    assert rows.truncated.mean() > 0.25
+    assert evaluation is not None
+    assert (evaluation.lengths == 20).all()
+
+
 # ------------------------------------------------------------------------------------- evaluation
 
 
@@ -267,6 +279,25 @@ def test_staggered_episodes_end_at_different_times_with_their_true_successors() 
         obs = step.obs
     assert len({end[0] for end in ends}) > 1
     assert all(np.diff(end).tolist() == [10] * (len(end) - 1) for end in ends)
+
+
+def test_episodes_that_are_cut_are_truncated_with_their_true_successors() -> None:
+    env = start(envs.make(Endless), dataclasses.replace(CONFIG, episode_length=1000))  # pyright: ignore[reportArgumentType]
+    seen = []
+    for _ in range(2):  # the same seed cuts at the same steps
+        obs, cuts = env.reset(SEED, cut=0.25), []
+        for _ in range(200):
+            step = env.step(squashed(obs))
+            np.testing.assert_array_equal(step.next_obs[:, 2], obs[:, 2] + 1)
+            np.testing.assert_array_equal(step.obs[:, 2], np.where(step.truncated, 0, step.next_obs[:, 2]))
+            assert not step.terminated.any()
+            cuts.append(step.truncated)
+            obs = step.obs
+        seen.append(np.array(cuts))
+    np.testing.assert_array_equal(*seen)
+    assert seen[0].mean() == pytest.approx(0.25, abs=0.06)
+    env.reset(SEED)
+    assert not any(env.step(squashed(env.obs)).truncated.any() for _ in range(50)), "an evaluation is not cut"
 
 
 def test_a_time_limit_of_the_simulator_is_a_truncation() -> None:

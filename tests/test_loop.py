@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import reppo
 from reppo import checkpoint, envs, loop
-from reppo.collector import Keys, Stream
+from reppo.collector import JaxCollector, Keys, Stream
 from reppo.config import Config, ConfigError
 from reppo.envs.probes import TargetReach
 from reppo.loop import Clock, Run, evaluation_due
@@ -300,6 +300,14 @@ def test_episodes_are_staggered_where_asked_for() -> None:
     assert len(np.unique(started().env_state.elapsed)) > 1
     together = started(dataclasses.replace(TINY, stagger_episodes=False))
     assert not np.asarray(together.env_state.elapsed).any()
+
+
+def test_the_training_is_cut_where_asked_for_and_the_evaluation_never() -> None:
+    assert not np.asarray(started().env_state.cut).any()
+    run = started(dataclasses.replace(TINY, cut_probability=0.5))
+    assert np.asarray(run.env_state.cut).tolist() == [0.5] * len(run.seeds)
+    assert isinstance(run.collector, JaxCollector)
+    assert not np.asarray(run.collector.programs.begin_evaluation(run.env_state.first).cut).any()
 
 
 # ------------------------------------------------------------------------------------------- tables

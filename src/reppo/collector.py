@@ -141,7 +141,7 @@ def make_programs(env: AutoReset, eval_env: AutoReset, learner: Learner, config:
         return compile_over_seeds(act, num_seeds, [0, 0, 0, None], compiling.SIMULATOR, donate=(1,))
 
     def begin(first: First, key: jax.Array) -> PyTree:
-        return env.begin(first, key if config.stagger_episodes else None)
+        return env.begin(first, key if config.stagger_episodes else None, config.cut_probability)
 
     def begin_evaluation(first: First) -> PyTree:
         # Drawn by the program that draws the training's first states: to compile another one takes longer.

@@ -128,6 +128,8 @@ class Config:
     # ---- environment
     episode_length: int | None = None
     """Time limit in steps; unset: the environment's own."""
+    cut_probability: float = 0.0
+    """Chance, at every step of the training, that an episode is cut there, as a truncation; 0: the time limit alone cuts."""
     action_low: float | None = None
     """Lower bound of actions, for an environment that does not bound them itself."""
     action_high: float | None = None
@@ -197,6 +199,8 @@ class Config:
         for name, low, high in (("gamma", 0, 1), ("lambda_", 0, 1), ("target_entropy_discrete", 0, 1)):
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} must be between {low} and {high}, got {getattr(self, name)}")
+        if not 0 <= self.cut_probability < 1:
+            raise ConfigError(f"cut_probability must be at least 0 and below 1, got {self.cut_probability}")
         if not 0 <= self.actor_average < 1:
             raise ConfigError(f"actor_average must be at least 0 and below 1, got {self.actor_average}")
         if self.critic_layers < 2:
@@ -241,6 +245,8 @@ class RunConfig(Protocol):
     def action_high(self) -> float | None: ...
     @property
     def stagger_episodes(self) -> bool: ...
+    @property
+    def cut_probability(self) -> float: ...
     @property
     def num_evals(self) -> int: ...
     @property

@@ -72,7 +72,7 @@ class HostCollector:
             if len(self._training) == k:
                 self._training.append(self.env.start(self.spec, self.config.num_envs))
             rng = np.random.default_rng(stagger[k]) if self.config.stagger_episodes else None
-            self._training[k].reset(first[k], rng)
+            self._training[k].reset(first[k], rng, self.config.cut_probability)
         self._begun = True
 
     def close(self) -> None:

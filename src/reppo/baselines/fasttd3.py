@@ -99,6 +99,8 @@ class FastTD3Config:
     # ---- environment
     episode_length: int | None = None
     """Time limit in steps; unset: the environment's own."""
+    cut_probability: float = 0.0
+    """Chance, at every step of the training, that an episode is cut there, as a truncation; 0: the time limit alone cuts."""
     action_low: float | None = None
     """Lower bound of actions, for an environment that does not bound them itself."""
     action_high: float | None = None
@@ -162,7 +164,7 @@ class FastTD3Config:
         for name in ["learning_starts", "min_noise", "target_noise", "actor_output_scale", "weight_decay"]:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("gamma", "target_rate"):
+        for name in ("gamma", "target_rate", "cut_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         for name in ("actor_width", "critic_width"):

@@ -32,6 +32,7 @@ class AutoResetState(eqx.Module):
     obs: PyTree  #: what the policy acts on next
     first: First  #: the stored first states that a reset returns to
     elapsed: jax.Array  #: steps since the episode began, for the time limit
+    cut: jax.Array  #: chance at every step that an episode is cut, of all, so a scalar: zero in evaluation
     episode_return: jax.Array  #: reward so far
     whole: jax.Array  #: whether the episode began at its beginning (staggered first episodes did not)
 
@@ -129,15 +130,15 @@ class AutoReset:
         """Draw ``N`` new first states: the costly part of a reset."""
         return First(*jax.vmap(self.env.reset)(jax.random.split(key, self.num_envs)))
 
-    def begin(self, first: First, stagger: jax.Array | None = None) -> AutoResetState:
+    def begin(self, first: First, stagger: jax.Array | None = None, cut: float = 0.0) -> AutoResetState:
         """Begin an episode everywhere. With a key ``stagger``, each starts at a random point of its time limit, so that
-        the environments do not end in step."""
+        the environments do not end in step. ``cut`` is the chance that an episode is cut, at every step."""
         elapsed = jnp.zeros(self.num_envs, jnp.int32)
         if stagger is not None:
             elapsed = jax.random.randint(stagger, (self.num_envs,), 0, self.episode_length)
         # Copies, because the loop donates this state's buffers and one buffer can be donated only once.
         env, obs = jax.tree.map(jnp.copy, (first.env, first.obs))
-        return AutoResetState(env, obs, first, elapsed, jnp.zeros(self.num_envs), elapsed == 0)
+        return AutoResetState(env, obs, first, elapsed, jnp.float32(cut), jnp.zeros(self.num_envs), elapsed == 0)
 
     def refresh(self, state: AutoResetState, first: First) -> tuple[AutoResetState, jax.Array]:
         """Replace the stored first states; running episodes go on.
@@ -156,7 +157,7 @@ class AutoReset:
 
     def step_alone(self, state: Any, action: jax.Array, key: jax.Array, index: jax.Array) -> tuple[Any, Transition]:
         """The step that `step` takes in environment ``index``, without a reset: to look into one that went wrong."""
-        keys = jax.random.split(jax.random.split(key)[0], self.num_envs)
+        keys = jax.random.split(jax.random.split(key, 3)[0], self.num_envs)
         return self.env.step(state, self.scale(action), keys[index])
 
     def step(self, state: AutoResetState, action: jax.Array, key: jax.Array) -> tuple[AutoResetState, TimeStep]:
@@ -166,7 +167,7 @@ class AutoReset:
         A row whose successor, reward or state is not finite is no transition: it is reported as invalid, its numbers
         are replaced so that they can reach nothing, and only that environment is reset.
         """
-        key_step, key_reset = jax.random.split(key)
+        key_step, key_reset, key_cut = jax.random.split(key, 3)
         env, transition = jax.vmap(self.env.step)(state.env, self.scale(action), jax.random.split(key_step, self.num_envs))
         next_obs, reward, terminated = transition = Transition(*transition)
         check_transition(self.env.name, state.env, state.obs, env, transition)
@@ -176,7 +177,8 @@ class AutoReset:
         reward = jnp.where(valid, reward, 0.0)
         terminated = terminated.astype(bool) & valid
         elapsed = state.elapsed + 1
-        truncated = (elapsed >= self.episode_length) & ~terminated & valid
+        cut = jax.random.bernoulli(key_cut, state.cut, (self.num_envs,))
+        truncated = ((elapsed >= self.episode_length) | cut) & ~terminated & valid
 
         done = terminated | truncated | ~valid
         episode_return = state.episode_return + reward
@@ -191,6 +193,7 @@ class AutoReset:
             obs=where_rows(done, state.first.obs, next_obs),
             first=state.first,
             elapsed=jnp.where(done, 0, elapsed),
+            cut=state.cut,
             episode_return=jnp.where(done, 0.0, episode_return),
             whole=state.whole | done,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -14,11 +15,21 @@ import numpy as np
 from reppo.envs.base import Env, Transition
 from reppo.types import PyTree
 
+SUBSTEPS = 20  #: of the physics in a step; Playground's tasks have at most 10
+
+
+def longest_scan(jaxpr: Any) -> int:
+    """Iterations of the longest scan of a traced function; of scans within scans, their product."""
+    longest = 1
+    for equation in jaxpr.eqns:
+        parts = jax.tree.leaves(equation.params, is_leaf=lambda part: hasattr(part, "eqns"))
+        inner = max((longest_scan(part) for part in parts if hasattr(part, "eqns")), default=1)
+        longest = max(longest, inner * (equation.params["length"] if equation.primitive.name == "scan" else 1))
+    return longest
+
 
 class BraxStyle(Env):
     """Adapter from the Brax protocol. Its ``done`` is termination only: time limits live in wrappers, which we leave out."""
-
-    cheap_reset = False
 
     def __init__(
         self,
@@ -40,6 +51,11 @@ class BraxStyle(Env):
     @property
     def name(self) -> str:
         return self._name
+
+    @functools.cached_property
+    def cheap_reset(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether a reset simulates no more than a step does; CheetahRun's simulates 200."""
+        return longest_scan(self._reset.trace(jax.random.key(0)).jaxpr) <= SUBSTEPS
 
     @property
     def step_seconds(self) -> float | None:  # pyright: ignore[reportIncompatibleVariableOverride]

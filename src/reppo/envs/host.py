@@ -160,7 +160,7 @@ class HostVectorEnv:
     The time limit is kept here as well as in the simulator, because a staggered first episode ends before the simulator's
     own limit: such rows are truncated, with their true successor, and reset. A row whose successor or reward is not finite
     is no transition: it is reported as invalid, its numbers are replaced, and that environment is reset. Where the simulator
-    cannot reset single environments (`Simulator.resets_rows`), episodes are not staggered, the time limit is the
+    cannot reset single environments (`Simulator.resets_rows`), episodes are neither staggered nor cut, the time limit is the
     simulator's alone, and an environment with such numbers goes on until its own episode ends.
     """
 
@@ -177,10 +177,12 @@ class HostVectorEnv:
         self._whole = np.ones(self.num_envs, bool)  #: whether the episode began at its beginning
         self._elapsed = np.zeros(self.num_envs, np.int64)
         self._return = np.zeros(self.num_envs)
+        self._cut, self._chance = 0.0, np.random.default_rng()
 
-    def reset(self, seed: int, stagger: np.random.Generator | None = None) -> PyTree:
+    def reset(self, seed: int, stagger: np.random.Generator | None = None, cut: float = 0.0) -> PyTree:
         """Begin an episode everywhere; with ``stagger``, each at a random point of its time limit, so that the
-        environments do not end in step. Returns first observations.
+        environments do not end in step. ``cut`` is the chance that an episode is cut, at every step. Returns first
+        observations.
 
         Raises:
             SimulatorError: where the simulator fails, or a first observation is not finite.
@@ -199,6 +201,7 @@ class HostVectorEnv:
         if stagger is not None and self.simulator.resets_rows:
             self._elapsed = stagger.integers(0, self.spec.time_limit, self.num_envs)
         self._whole = self._elapsed == 0
+        self._cut, self._chance = cut, np.random.default_rng([seed, 1])
         return obs
 
     def step(self, action: Array) -> TimeStep:
@@ -231,6 +234,8 @@ class HostVectorEnv:
         forced = self._nowhere if ordinary else ~valid if raw.reset is None else ~valid & ~raw.reset
         if self.simulator.resets_rows:
             late = self._elapsed >= self.spec.time_limit
+            if self._cut:
+                late |= self._chance.random(self.num_envs) < self._cut
             if late.any():
                 late &= valid & ~over
                 truncated, over, forced = truncated | late, over | late, forced | late
