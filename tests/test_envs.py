@@ -18,7 +18,7 @@ from reppo.config import Config, ConfigError
 from reppo.envs import probes
 from reppo.envs.autoreset import AutoReset
 from reppo.envs.base import Env, Transition
-from reppo.envs.brax_style import BraxStyle
+from reppo.envs.brax_style import BraxStyle, longest_scan
 from reppo.envs.spec import EnvSpec, resolve, suggest_keys
 
 # ------------------------------------------------------------------------------------------- adapters
@@ -109,6 +109,26 @@ def test_playground_keeps_the_true_successor() -> None:
     assert env.episode_length == 1000
     assert env.spec().value_range == (0.0, 150.0)
     assert env.spec().obs_size(()) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "cheap"), [("playground:CheetahRun", False), ("playground:ReacherEasy", True), ("brax:inverted_pendulum", True)]
+)
+def test_a_reset_that_simulates_is_not_cheap(name: str, cheap: bool) -> None:
+    assert jax_env(name).cheap_reset == cheap
+
+
+def test_the_longest_scan_is_found_within_others() -> None:
+    def steps(x: jax.Array, number: int) -> jax.Array:
+        return jax.lax.scan(lambda carry, _: (carry + 1, None), x, length=number)[0]
+
+    def nested(x: jax.Array) -> jax.Array:
+        inner = jax.jit(lambda x: jax.lax.cond(x > 0, lambda x: steps(x, 4), lambda x: x, x))
+        return jax.lax.scan(lambda carry, _: (inner(carry), None), steps(x, 5), length=3)[0]
+
+    assert longest_scan(jax.make_jaxpr(nested)(0.0)) == 12
+    assert longest_scan(jax.make_jaxpr(lambda x: steps(x, 5))(0.0)) == 5
+    assert longest_scan(jax.make_jaxpr(jnp.sin)(0.0)) == 1
 
 
 def test_brax_terminates_and_truncates() -> None:
