@@ -799,6 +799,8 @@ def test_metrics_of_an_iteration_by_hand() -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+    without_bins = summarise(start(), batch, Series.of(history), dataclasses.replace(CONFIG, hl_gauss=False))
+    assert without_bins["critic/target_clipped"] == 0, "a scalar critic has no support"
 
 
 def test_an_update_reports_every_metric() -> None:

@@ -10,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,36 @@ def test_a_name_is_the_task_and_the_time() -> None:
     ]:
         name, date, time = run_directory.new_run_name(env).rsplit("-", 2)
         assert (name, len(date), len(time)) == (task, 8, 6)
+
+
+def test_runs_that_start_at_once_get_directories_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_directory, "new_run_name", lambda env: f"{env}-now")
+    runs, together = tmp_path / "runs", threading.Barrier(8)
+
+    def start(_: int) -> str:
+        together.wait()
+        with run_directory.claimed(None, "task", runs) as path:
+            together.wait()
+            return run_directory.create(path, DESCRIPTION).name
+
+    with ThreadPoolExecutor(8) as pool:
+        names = sorted(pool.map(start, range(8)))
+    assert names == sorted(["task-now", *(f"task-now-{number}" for number in range(2, 9))])
+    assert sorted(path.name for path in runs.iterdir()) == names
+
+
+def test_a_directory_of_its_own_goes_where_nothing_came_of_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no task"), run_directory.claimed(None, "task", tmp_path / "runs") as path:
+        assert path.is_dir()
+        raise ConfigError("no task")
+    assert list(tmp_path.iterdir()) == []
+    with run_directory.claimed(tmp_path / "given", "task") as path:
+        assert path == tmp_path / "given"
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    refused = pytest.raises(ConfigError, match="^cannot create .*file/task.*(is no directory|Not a directory)$")
+    with refused, run_directory.claimed(None, "task", tmp_path / "file"):
+        pass
 
 
 def test_an_empty_directory_is_free_and_everything_else_is_not(tmp_path: Path) -> None:

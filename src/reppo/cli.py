@@ -41,7 +41,7 @@ from reppo.evaluate import evaluate_policy
 from reppo.files import drop_truncated
 from reppo.interrupt import KILLED, NOTHING_YET, STOPPED, Interrupt, Stopped
 from reppo.options import INLINE, unset
-from reppo.run_directory import check_free, check_new, new_run_name, read_description
+from reppo.run_directory import check_free, check_new, claimed, read_description
 from reppo.sinks import Sink, WandbSink
 
 DEFAULT_ENV = "playground:CartpoleSwingup"
@@ -95,8 +95,7 @@ class TrainArgs:
 def train(args: TrainArgs) -> None:
     if args.seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {args.seeds}")
-    out = args.out or Path("runs") / new_run_name(args.env)
-    with reported_run(out, args.env, args.wandb) as how:
+    with claimed(args.out, args.env) as out, reported_run(out, args.env, args.wandb) as how:
         loop.train(args.env, args.config, seed=args.seed, num_seeds=args.seeds, out=out, **how)
 
 
@@ -583,9 +582,9 @@ def baseline(args: BaselineArgs) -> None:
     config = baselines.configured(args.algorithm, args.env, preset, args.set, given)
     if args.seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {args.seeds}")
-    out = args.out or Path("runs") / new_run_name(f"{args.env}-{args.algorithm}")
+    name = f"{args.env}-{args.algorithm}"
     if args.algorithm not in algorithms.FOREIGN:
-        with reported_run(out, args.env, args.wandb) as how:
+        with claimed(args.out, name) as out, reported_run(out, args.env, args.wandb) as how:
             loop.train(args.env, config, seed=args.seed, num_seeds=args.seeds, out=out, **how)
         return
     whose = f"{algorithms.FOREIGN[args.algorithm]}'s {args.algorithm}"
@@ -597,7 +596,8 @@ def baseline(args: BaselineArgs) -> None:
     words += [word for name, value in given.items() if value is not None for word in (options.flag(name), str(value))]
     command = shlex.join([*words, *(["--set", *args.set] if args.set else [])])
     make_agent = baselines.foreign_agent(args.algorithm)
-    with reported_run(out, args.env, args.wandb, f"a run of {whose} cannot be continued") as how:
+    lost = f"a run of {whose} cannot be continued"
+    with claimed(args.out, name) as out, reported_run(out, args.env, args.wandb, lost) as how:
         del how["interrupt"]  # it may end at any moment
         foreign.train(args.env, config, make_agent, seed=args.seed, out=out, command=command, **how)
 
@@ -622,11 +622,11 @@ def toy(args: ToyArgs) -> None:
 
     if not 0 <= args.seed < 2**32:
         raise ConfigError(f"--seed must be between 0 and 2**32 - 1, got {args.seed}")
-    out = args.out or Path("runs") / new_run_name("toy")
-    check_free(out)
-    settings = experiment.Settings(seed=args.seed)
-    with working("compiling, then climbing"), jax.default_matmul_precision("highest"):
-        figure.save(out, settings, experiment.run(settings))
+    with claimed(args.out, "toy") as out:
+        check_free(out)
+        settings = experiment.Settings(seed=args.seed)
+        with working("compiling, then climbing"), jax.default_matmul_precision("highest"):
+            figure.save(out, settings, experiment.run(settings))
     print(f"picture   {shown(out / 'toy.png')}")
     print(f"numbers   {shown(out / 'paths.csv')}, {shown(out / 'gradients.csv')}")
 

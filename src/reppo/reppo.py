@@ -421,7 +421,8 @@ def summarise(state: TrainState, batch: Batch, history: Series, config: Config) 
     minibatches = dict(zip(history.names, jnp.where(last, by_epoch[-1], by_epoch.mean(0)), strict=True))
     minibatches["train/skipped_updates"] = jnp.sum(history["train/skipped_updates"])
     low, high = state.critic.v_min, state.critic.v_max
-    clipped = (batch.target < low) | (batch.target > high)
+    # A scalar critic has no support that a target could leave.
+    clipped = ((batch.target < low) | (batch.target > high)) & config.hl_gauss
     return {
         **minibatches,
         "actor/alpha": state.duals.alpha,

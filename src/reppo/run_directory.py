@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -33,6 +34,34 @@ def new_run_name(env: str) -> str:
     """``CheetahRun-20260131-142500``: a directory name for a run of an environment that starts now."""
     task = re.sub(r"[^A-Za-z0-9_.-]+", "-", env.rpartition(":")[2]).strip("-") or "run"
     return f"{task}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+@contextlib.contextmanager
+def claimed(given: Path | None, env: str, folder: Path = Path("runs")) -> Iterator[Path]:
+    """The directory that was asked for, or else an empty one with a name of its own, which no other process gets.
+
+    It is removed at the end where it is still empty.
+    """
+    if given is not None:
+        yield given
+        return
+    name = new_run_name(env)
+    for number in itertools.count(1):
+        path = folder / (name if number == 1 else f"{name}-{number}")  # of runs that start in the same second
+        try:
+            path.mkdir(parents=True)
+            break
+        except FileExistsError:
+            if not folder.is_dir():
+                raise ConfigError(f"cannot create {path}: {folder} is no directory") from None
+        except OSError as error:
+            raise ConfigError(f"cannot create {path}: {error.strerror}") from error
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(OSError):  # it holds something
+            path.rmdir()
+            folder.rmdir()
 
 
 def check_free(path: Path) -> None:
