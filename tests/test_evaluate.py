@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -9,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import TINY
 
 from reppo import evaluate
 from reppo.config import ConfigError
 from reppo.envs.base import Env, Transition
 from reppo.evaluate import evaluate_policy
 from reppo.export import SavedPolicy
+from reppo.loop import Run
 
 
 class Fuse(Env):
@@ -86,6 +89,37 @@ def test_a_step_that_is_no_transition_ends_the_episode_with_the_return_so_far() 
     _, sound = results()
     np.testing.assert_array_equal(lengths, np.where(sound == 5, 3, sound))
     np.testing.assert_allclose(returns, 7.5 * np.where(sound == 5, 2, sound), rtol=1e-5)
+
+
+class Precise(Fuse):
+    """Notes the precision that its products are traced with."""
+
+    seen: set[Any]
+
+    def reset(self, key: jax.Array) -> tuple[Any, Any]:
+        self.seen.add(jax.config.jax_default_matmul_precision)  # pyright: ignore[reportAttributeAccessIssue]
+        return super().reset(key)
+
+    def step(self, state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, Transition]:
+        self.seen.add(jax.config.jax_default_matmul_precision)  # pyright: ignore[reportAttributeAccessIssue]
+        return super().step(state, action, key)
+
+
+def test_products_are_in_float32() -> None:
+    env = Precise()
+    env.seen = set()
+    evaluate_policy(constant_policy(0.5), env, episodes=2, seed=0)
+    assert env.seen == {"highest"}
+
+
+def test_a_run_evaluates_in_its_own_precision() -> None:
+    env = Precise()
+    env.seen = set()
+    run = Run(env, dataclasses.replace(TINY, precision="high", v_min=0.0, v_max=50.0), [0], None)
+    run.start()
+    env.seen.clear()
+    run.evaluate(episodes=2)
+    assert env.seen == {"high"}
 
 
 def test_the_seed_decides() -> None:

@@ -33,7 +33,7 @@ from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional
 
 import reppo
-from reppo import algorithms, baselines, envs, export, faults, imports, loop, onnx_export, options
+from reppo import algorithms, baselines, compiling, envs, export, faults, imports, loop, onnx_export, options
 from reppo.config import PRESETS, Config, ConfigError, nearest, preset
 from reppo.display import ACCENT, PlainDisplay, make_display, number, shown
 from reppo.envs.check import check
@@ -423,7 +423,7 @@ def check_env(args: CheckEnvArgs) -> None:
         if getattr(args, name) < low:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
     failed = 0
-    with explained_errors(args.env):
+    with explained_errors(args.env), compiling.full_precision():
         env = envs.make(args.env)
         for finding in check(env, num_envs=args.num_envs, num_steps=args.num_steps, seed=args.seed):
             mark = {True: "ok", False: "FAIL", None: "note"}[finding.passed]
@@ -625,7 +625,7 @@ def toy(args: ToyArgs) -> None:
     with claimed(args.out, "toy") as out:
         check_free(out)
         settings = experiment.Settings(seed=args.seed)
-        with working("compiling, then climbing"), jax.default_matmul_precision("highest"):
+        with working("compiling, then climbing"), compiling.full_precision():
             figure.save(out, settings, experiment.run(settings))
     print(f"picture   {shown(out / 'toy.png')}")
     print(f"numbers   {shown(out / 'paths.csv')}, {shown(out / 'gradients.csv')}")

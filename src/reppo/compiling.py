@@ -1,4 +1,4 @@
-"""How XLA compiles a run's programs where they run on a CPU.
+"""How XLA compiles a run's programs where they run on a CPU, and the precision of what no run's configuration governs.
 
 There a short run waits for the compiler longer than for its own work. Most of that is spent on programs that contain a
 simulator, which are hundreds of small loops; XLA's newer emitter of fused loops compiles them more slowly than its older
@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -29,6 +30,11 @@ RESET: Options = {**SIMULATOR, "xla_backend_optimization_level": 1}
 
 #: A program that is run once, or does next to nothing.
 SELDOM: Options = {**SIMULATOR, "xla_backend_optimization_level": 0}
+
+
+def full_precision() -> AbstractContextManager[None]:
+    """Matrix products in float32 wherever nobody chose otherwise; JAX's own default is TF32 on recent GPUs."""
+    return jax.default_matmul_precision("highest")
 
 
 def compiled(function: Callable[..., Any], options: Options, donate: tuple[int, ...] = ()) -> Callable[..., Any]:

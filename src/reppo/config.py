@@ -386,6 +386,7 @@ PRESETS: dict[str, Config] = {
         learning_rate=1e-3,
         dual_learning_rate=1e-3,
         actor_average=0.9,
+        cut_probability=0.004,
         num_evals=10,
         eval_episodes=64,
     ),

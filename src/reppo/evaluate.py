@@ -91,11 +91,11 @@ def evaluate_policy(
     Raises:
         ConfigError: where the environment's observations or actions are not those that the policy was trained on.
     """
-    spec = spec_for(policy, env, episode_length)
+    play = _on_host if isinstance(env, envs.HostEnv) else _in_jax
     num_envs = min(episodes, MAX_PARALLEL)
-    batches = (_on_host if isinstance(env, envs.HostEnv) else _in_jax)(
-        policy, env, spec, num_envs, -(-episodes // num_envs), seed
-    )
+    with compiling.full_precision():
+        spec = spec_for(policy, env, episode_length)
+        batches = play(policy, env, spec, num_envs, -(-episodes // num_envs), seed)
     whole = Evaluation(*(np.concatenate(parts)[:episodes] for parts in zip(*batches, strict=True)))
     result = {"returns": whole.returns, "lengths": whole.lengths}
     if not np.isnan(whole.success_once).any():

@@ -196,9 +196,9 @@ class Run:
 
         None where ``interrupt`` asked to stop before they had ended.
         """
-        return self.collector.evaluate(
-            self.learner.deployed(self._state), episodes or self.config.eval_episodes, seed, interrupt
-        )
+        policy, episodes = self.learner.deployed(self._state), episodes or self.config.eval_episodes
+        with jax.default_matmul_precision(self.config.precision):
+            return self.collector.evaluate(policy, episodes, seed, interrupt)
 
     def evaluation(self, clock: Clock, interrupt: Interrupt | None = None) -> Event | None:
         """Evaluate every seed, remember the returns, and report them; None where ``interrupt`` asked to stop."""

@@ -51,10 +51,11 @@ def record(policy: SavedPolicy, env: envs.AnyEnv, *, seed: int, seconds: float, 
     Raises:
         ConfigError: where the environment does not draw itself, or the policy is not for it.
     """
-    spec = spec_for(policy, env)
-    if isinstance(env, envs.HostEnv):
-        return _on_host(policy, env.for_evaluation(), spec, seed, seconds, camera)
-    return _in_jax(policy, env, spec, seed, seconds, camera)
+    with compiling.full_precision():
+        spec = spec_for(policy, env)
+        if isinstance(env, envs.HostEnv):
+            return _on_host(policy, env.for_evaluation(), spec, seed, seconds, camera)
+        return _in_jax(policy, env, spec, seed, seconds, camera)
 
 
 class Pace(NamedTuple):

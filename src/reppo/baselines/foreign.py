@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from reppo import envs, run_directory
+from reppo import compiling, envs, run_directory
 from reppo.config import ConfigError
 from reppo.envs.spec import EnvSpec
 from reppo.evaluate import MAX_PARALLEL, Evaluation
@@ -112,8 +112,7 @@ def train(
     run_directory.check_free(out)
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seeds must be between 0 and 2**32 - 1, got {seed}")
-    agent = make_agent(envs.make(env), config, seed)
-    with contextlib.closing(agent):
+    with compiling.full_precision(), contextlib.closing(make_agent(envs.make(env), config, seed)) as agent:
         check_memory(agent)
         description = describe(agent.spec, config, seed, command)
         run_directory.create(out, description)

@@ -183,7 +183,7 @@ COMPARED = (*ESTIMATORS, *BASELINES)
 NEWEST = {"actor_average": 0.0}
 
 #: What the preset `cpu` had when the results of these suites were measured (docs/decisions/0010-cpu-preset.md).
-BEFORE_EPOCHS = {"num_epochs": 4, "kl_bound": 0.03}
+BEFORE_EPOCHS = {"num_epochs": 4, "kl_bound": 0.03, "cut_probability": 0.0}
 BEFORE_ENTROPY = {**BEFORE_EPOCHS, "target_entropy_per_action": -0.5}
 
 SUITES: dict[str, Suite] = {
