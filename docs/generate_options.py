@@ -33,8 +33,9 @@ PRESET_PROSE = """\
 ## Presets
 
 `paper-large`, `paper-medium` and `paper-small` are the paper's configuration for the DeepMind Control suite, with its
-three batch sizes. `cpu` has small networks and a small batch, for a machine without an accelerator. The tables above show
-`paper-large` and `cpu` in full; the other two differ from `paper-large` in these fields alone.
+three batch sizes; `paper-humanoid` is the one for humanoids with a joystick, `paper-maniskill` the one for ManiSkill. `cpu`
+has small networks and a small batch, for a machine without an accelerator. The tables above show `paper-large` and `cpu` in
+full; the others differ from `paper-large` in these fields alone.
 """
 
 

@@ -63,6 +63,17 @@ def test_the_papers_presets(name: str, num_steps: int, num_minibatches: int) -> 
     assert {key for key in FIELDS if preset[key] != large[key]} <= {"num_steps", "num_minibatches"}
 
 
+@pytest.mark.parametrize(
+    ("name", "differing"),
+    [
+        ("paper-humanoid", {"gamma": 0.97, "critic_width": 1024, "v_min": -10.0, "v_max": 10.0}),
+        ("paper-maniskill", {"total_steps": 100_000_000, "v_min": -15.0, "v_max": 15.0}),
+    ],
+)
+def test_the_papers_presets_of_robots(name: str, differing: dict[str, float]) -> None:
+    assert dataclasses.asdict(reppo.preset(name)) == {**dataclasses.asdict(reppo.preset("paper-large")), **differing}
+
+
 def test_the_defaults_are_the_papers() -> None:
     assert Config() == reppo.preset("paper-large")
 

@@ -68,15 +68,14 @@ def test_runs_that_start_at_once_get_directories_of_their_own(tmp_path: Path, mo
 
 
 def test_a_directory_of_its_own_goes_where_nothing_came_of_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no task"), run_directory.claimed(None, "task", tmp_path / "runs") as path:
+    with run_directory.claimed(None, "task", tmp_path / "runs") as path:
         assert path.is_dir()
-        raise ConfigError("no task")
     assert list(tmp_path.iterdir()) == []
     with run_directory.claimed(tmp_path / "given", "task") as path:
         assert path == tmp_path / "given"
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
-    refused = pytest.raises(ConfigError, match="^cannot create .*file/task.*(is no directory|Not a directory)$")
+    refused = pytest.raises(ConfigError, match=r"^cannot create .*file/task.*(is no directory|Not a directory)$")
     with refused, run_directory.claimed(None, "task", tmp_path / "file"):
         pass
 

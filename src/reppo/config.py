@@ -369,6 +369,8 @@ PRESETS: dict[str, Config] = {
     "paper-large": Config(),
     "paper-medium": Config(num_steps=64, num_minibatches=32),
     "paper-small": Config(num_steps=32, num_minibatches=16),
+    "paper-humanoid": Config(gamma=0.97, critic_width=1024, v_min=-10.0, v_max=10.0),
+    "paper-maniskill": Config(total_steps=100_000_000, v_min=-15.0, v_max=15.0),
     "cpu": Config(
         total_steps=400_000,
         num_envs=64,
@@ -394,7 +396,7 @@ PRESETS: dict[str, Config] = {
 
 
 def preset(name: str) -> Config:
-    """A named configuration: ``cpu``, ``paper-large``, ``paper-medium`` or ``paper-small``."""
+    """A named configuration: ``cpu``, or one of the paper's, see `PRESETS`."""
     if name not in PRESETS:
         raise ConfigError(f"no preset {name!r}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -116,19 +116,22 @@ ABLATIONS: dict[str, Algorithm] = {
     "reppo-small": Algorithm("a quarter of the data per update", data_divisor=4),
 }
 
+#: A baseline's presets, by the suite's.
+PUBLISHED = {"cpu": "cpu", "paper-large": "published", "paper-maniskill": "published"}
+
 #: Every algorithm that can be named. A baseline is one more line.
 ALGORITHMS: dict[str, Algorithm] = {
     **ABLATIONS,
     "fasttd3": Algorithm(
         "FastTD3 with its published settings: twin distributional critics, replay memory",
         command=("baseline", "fasttd3"),
-        presets={"cpu": "cpu", "paper-large": "published"},
+        presets=PUBLISHED,
         several_seeds=False,
     ),
     "ppo": Algorithm(
         "Brax's PPO with the settings published for the task",
         command=("baseline", "ppo"),
-        presets={"cpu": "cpu", "paper-large": "published"},
+        presets=PUBLISHED,
         several_seeds=False,
         resumes=False,
         in_jax=True,
@@ -136,7 +139,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "sac": Algorithm(
         "Brax's SAC with the settings published for the task: twin critics, replay memory",
         command=("baseline", "sac"),
-        presets={"cpu": "cpu", "paper-large": "published"},
+        presets=PUBLISHED,
         several_seeds=False,
         resumes=False,
         in_jax=True,
@@ -199,16 +202,14 @@ SUITES: dict[str, Suite] = {
         tuple(f"playground:{task}" for task in HUMANOID),
         (REPPO, "reppo-small", "reppo-penalty", "reppo-no_kl"),
         num_seeds=20,
-        preset="paper-large",
-        options={"gamma": 0.97, "critic_width": 1024, "v_min": -10.0, "v_max": 10.0},
+        preset="paper-humanoid",
     ),
     "maniskill8": Suite(
         "manipulation in ManiSkill: 8 tasks, 100 million steps",
         tuple(f"maniskill:{task}" for task in MANISKILL8),
         (REPPO, "ppo"),
         num_seeds=20,
-        preset="paper-large",
-        options={"total_steps": 100_000_000, "v_min": -15.0, "v_max": 15.0},
+        preset="paper-maniskill",
     ),
     "ablations": Suite(
         "every part of REPPO taken out in turn, on the tasks of dmc23",
