@@ -310,6 +310,15 @@ def test_the_training_is_cut_where_asked_for_and_the_evaluation_never() -> None:
     assert not np.asarray(run.collector.programs.begin_evaluation(run.env_state.first).cut).any()
 
 
+def test_peak_memory_is_of_the_host_and_of_the_fullest_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loop.peak_memory()["peak_device_memory_bytes"] is None, "a CPU has no memory of its own"
+    devices = [SimpleNamespace(memory_stats=lambda peak=peak: {"peak_bytes_in_use": peak}) for peak in (3, 7, 5)]
+    monkeypatch.setattr(loop.jax, "local_devices", lambda: devices)
+    found = loop.peak_memory()
+    assert found["peak_device_memory_bytes"] == 7
+    assert (found["peak_memory_bytes"] or 0) > 2**20
+
+
 # ------------------------------------------------------------------------------------------- tables
 
 

@@ -722,6 +722,15 @@ def describe(run: Run) -> dict[str, Any]:
     }
 
 
+def peak_memory() -> dict[str, int | None]:
+    """The most that this process has held so far, of the host's memory and of a device's own; None where it has none."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    return {
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_device_memory_bytes": max((s["peak_bytes_in_use"] for s in stats if s), default=None),
+    }
+
+
 def summary(run: Run, seconds: float) -> dict[str, Any]:
     """The contents of ``summary.json``: what came out, per seed."""
     best = [best_evaluation(run.evaluations, seed) for seed in run.seeds]
@@ -730,7 +739,7 @@ def summary(run: Run, seconds: float) -> dict[str, Any]:
         "env": run.spec.name,
         "env_steps": run.env_steps,
         "seconds": round(seconds, 2),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        **peak_memory(),
         "computed_memory_bytes": run.memory_parts(),
         "seeds": [
             {

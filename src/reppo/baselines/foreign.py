@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from reppo.config import ConfigError
 from reppo.envs.spec import EnvSpec
 from reppo.evaluate import MAX_PARALLEL, Evaluation
 from reppo.files import write_json
-from reppo.loop import Clock, Diverged, due, memory
+from reppo.loop import Clock, Diverged, due, memory, peak_memory
 from reppo.plot import plot_run
 from reppo.provenance import provenance
 from reppo.sinks import CsvSink, Event, Sink, best_evaluation
@@ -218,7 +217,7 @@ class Record:
             "env": self.agent.spec.name,
             "env_steps": int(self.evaluations[-1]["env_steps"]),
             "seconds": round(self.clock.seconds, 2),
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            **peak_memory(),
             "computed_memory_bytes": self.agent.memory_parts(),
             "seeds": [
                 {
