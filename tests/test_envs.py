@@ -221,6 +221,15 @@ def test_an_environment_from_python(how: Any) -> None:
     assert env.name == "TargetReach"
 
 
+@pytest.mark.parametrize("name", ["brax:inverted_pendulum@spring", "playground:CartpoleBalance@jax"])
+def test_physics_is_chosen_in_the_name_which_makes_it_again(name: str) -> None:
+    env = jax_env(name)
+    assert env.spec().name == name
+    assert isinstance(env, BraxStyle)
+    if name.startswith("brax"):
+        assert "spring" in env.inner._pipeline.__name__
+
+
 def test_suites_know_their_tasks() -> None:
     names = {suite: envs.SUITES[suite].adapter().names() for suite, about in envs.SUITES.items() if not envs.missing(about)}
     assert {"CartpoleBalance", "CheetahRun", "HumanoidWalk", "PendulumSwingup"} <= set(names["playground"])
@@ -233,6 +242,8 @@ def test_suites_know_their_tasks() -> None:
     ("name", "says"),
     [
         ("playground:CheetahRum", "playground has no task 'CheetahRum'; did you mean CheetahRun"),
+        ("playground:CheetahRum@jax", "playground has no task 'CheetahRum'; did you mean CheetahRun"),
+        ("brax:ant@springs", "brax has no physics 'springs'; it has generalized, mjx, positional, spring"),
         ("probe:targetreach", "did you mean TargetReach?"),
         ("probe:zzzzzz", "probe has no task 'zzzzzz'; `reppo envs` lists them"),
         ("playgroud:CheetahRun", "no suite 'playgroud'; did you mean playground?"),

@@ -123,5 +123,5 @@ def test_threads_give_standard_output_back(monkeypatch):
 
 def test_warp_on_a_cpu_is_refused():
     pytest.importorskip("mujoco_playground")
-    with pytest.raises(ConfigError, match="'warp' is for GPUs"):
-        envs.make("playground:CartpoleBalance", physics="warp")
+    with pytest.raises(ConfigError, match=r"^playground:CartpoleBalance@warp is for GPUs"):
+        envs.make("playground:CartpoleBalance@warp")

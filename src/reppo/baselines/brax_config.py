@@ -231,7 +231,7 @@ def smaller(published: AnyBrax, num_envs: int) -> AnyBrax:
 
 def published_settings(env: str, algorithm: str) -> dict[str, Any]:
     """Published settings of an environment, as fields of the algorithm's configuration; none where there are none."""
-    suite, _, task = env.partition(":")
+    suite, _, task = env.partition("@")[0].partition(":")
     if suite == "brax" and (task, algorithm) in BRAX:
         return {**BRAX[task, algorithm], **({"reset_every": 0} if algorithm == "ppo" else {})}
     if suite == "playground" and not envs.missing(envs.SUITES[suite]):

@@ -33,6 +33,7 @@ class Suite:
     about: str
     lists_all: bool = True  #: whether ``names()`` has every task; otherwise ``make`` judges a name itself
     in_jax: bool = True  #: whether its environments are written in JAX; otherwise they step on the host
+    physics: tuple[str, ...] = ()  #: engines to choose from, ``suite:Task@engine``; ``make`` takes one as ``physics``
 
     @property
     def install(self) -> str:
@@ -45,9 +46,19 @@ class Suite:
 
 SUITES: dict[str, Suite] = {
     "playground": Suite(
-        "mujoco_playground", "playground", "reppo.envs.playground", "MuJoCo Playground: dm_control tasks and robots"
+        "mujoco_playground",
+        "playground",
+        "reppo.envs.playground",
+        "MuJoCo Playground: dm_control tasks and robots",
+        physics=("jax", "warp"),
     ),
-    "brax": Suite("brax", "brax", "reppo.envs.brax", "Brax: ant, halfcheetah, humanoid, ..."),
+    "brax": Suite(
+        "brax",
+        "brax",
+        "reppo.envs.brax",
+        "Brax: ant, halfcheetah, humanoid, ...",
+        physics=("generalized", "mjx", "positional", "spring"),
+    ),
     "gymnax": Suite("gymnax", "gymnax", "reppo.envs.gymnax", "gymnax: classic control, MinAtar"),
     "gymnasium": Suite(
         "gymnasium",
@@ -102,6 +113,11 @@ def make(env: str | AnyEnv | Callable[[], Any] | Any, **options: Any) -> AnyEnv:
     suite = SUITES[suite_name]
     if missing(suite):
         raise ConfigError(f"{env} needs {suite.package}: {suite.install}")
+    if suite.physics and "@" in task:
+        task, _, physics = task.partition("@")
+        if physics not in suite.physics:
+            raise ConfigError(f"{env}: {suite_name} has no physics {physics!r}; it has {', '.join(suite.physics)}")
+        options["physics"] = physics
     names = suite.adapter().names() if suite.lists_all else [task]
     if task not in names:
         raise ConfigError(f"{suite_name} has no task {task!r}{_nearest(task, names)}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from reppo import imports
+from reppo.config import ConfigError
 from reppo.envs.brax_style import BraxStyle
 
 EPISODE_LENGTH = 1000  #: the time limit that Brax's own training uses for all of its tasks
@@ -28,9 +29,12 @@ class Brax(BraxStyle):
         return [state.pipeline_state for state in states]
 
 
-def make(name: str, backend: str | None = None) -> Brax:
-    """Build a task; ``backend`` is one of Brax's physics back ends, unset the task's own."""
-    options: dict[str, Any] = {} if backend is None else {"backend": backend}
-    return Brax(
-        _envs().get_environment(name, **options), name=f"brax:{name}", episode_length=EPISODE_LENGTH, value_range=None
-    )
+def make(name: str, physics: str | None = None) -> Brax:
+    """Build a task; ``physics`` is one of Brax's back ends, unset the task's own."""
+    options: dict[str, Any] = {} if physics is None else {"backend": physics}
+    try:
+        env = _envs().get_environment(name, **options)
+    except (AssertionError, KeyError, ValueError) as error:  # a task without that back end
+        raise ConfigError(f"brax:{name} cannot be made: {type(error).__name__}: {error}") from error
+    made = f"brax:{name}{'' if physics is None else f'@{physics}'}"
+    return Brax(env, name=made, episode_length=EPISODE_LENGTH, value_range=None)

@@ -29,7 +29,7 @@ def names() -> list[str]:
 def make(name: str, physics: str | None = None) -> BraxStyle:
     """Build a task. ``physics`` is ``jax`` or ``warp``; unset, ``jax``: Playground's own default, warp, crawls on a CPU."""
     if physics == "warp" and jax.default_backend() != "gpu":
-        raise ConfigError(f"playground:{name}: physics 'warp' is for GPUs, and is not loaded without one; leave it at 'jax'")
+        raise ConfigError(f"playground:{name}@warp is for GPUs, and is not loaded without one; leave out @warp")
     registry = _registry()
     import mujoco
     from mujoco_playground._src import mjx_env
@@ -54,7 +54,7 @@ def make(name: str, physics: str | None = None) -> BraxStyle:
     length = int(cast(int, config.episode_length))
     return BraxStyle(
         env,
-        name=f"playground:{name}",
+        name=f"playground:{name}{'' if physics is None else f'@{physics}'}",
         episode_length=length,
         value_range=value_ranges.DM_CONTROL if dmc else value_ranges.PLAYGROUND_ROBOTS,
         max_return=float(length) if dmc else None,
