@@ -202,11 +202,12 @@ def test_without_stagger_every_episode_begins_at_its_beginning() -> None:
 
 def test_episodes_that_are_cut_are_truncated_and_lose_nothing() -> None:
     limit, chance, steps = 1000, 0.25, 400
-    state = jax.jit(functools.partial(vector_env(limit).begin, cut=chance))(compiled("first", limit)(jax.random.key(0)))
+    state = begun(limit=limit)
+    step_or_cut = jax.jit(functools.partial(vector_env(limit).step, cut=chance))
     count, lengths = np.zeros(N), []
     starts = [x for x, _ in where(state.first.obs)]
     for t in range(steps):
-        state, row = step(state, [GO] * N, limit, seed=t)
+        state, row = step_or_cut(state, action(np.full(N, GO)), jax.random.key(t))
         count += 1
         assert where(row.next_obs) == [(start, c) for start, c in zip(starts, count, strict=True)]
         lengths += count[row.truncated].tolist()
@@ -221,8 +222,7 @@ def test_episodes_that_are_cut_are_truncated_and_lose_nothing() -> None:
 
 
 def test_a_terminal_step_is_not_cut() -> None:
-    state = jax.jit(functools.partial(vector_env().begin, cut=1.0))(compiled("first")(jax.random.key(0)))
-    _, row = step(state, [GO, TERMINATE, OBS_NAN])
+    _, row = vector_env().step(begun(), action(np.array([GO, TERMINATE, OBS_NAN])), jax.random.key(0), cut=1.0)
     assert row.truncated.tolist() == [True, False, False]
     assert row.terminated.tolist() == [False, True, False]
 

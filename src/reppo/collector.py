@@ -136,12 +136,14 @@ def make_programs(env: AutoReset, eval_env: AutoReset, learner: Learner, config:
 
     def roll_out(env: AutoReset) -> Callable[..., Any]:
         def act(state: PyTree, env_state: PyTree, key: jax.Array, greedy: jax.Array) -> Any:
-            return rollout(env, learner, learner.policy(state), env_state, key, config.num_steps, greedy)
+            # One program for both, so an evaluation is known by its greedy actions. Its episodes are whole.
+            cut = jnp.where(greedy, 0.0, config.cut_probability)
+            return rollout(env, learner, learner.policy(state), env_state, key, config.num_steps, greedy, cut)
 
         return compile_over_seeds(act, num_seeds, [0, 0, 0, None], compiling.SIMULATOR, donate=(1,))
 
     def begin(first: First, key: jax.Array) -> PyTree:
-        return env.begin(first, key if config.stagger_episodes else None, config.cut_probability)
+        return env.begin(first, key if config.stagger_episodes else None)
 
     def begin_evaluation(first: First) -> PyTree:
         # Drawn by the program that draws the training's first states: to compile another one takes longer.

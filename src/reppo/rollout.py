@@ -30,8 +30,10 @@ def rollout(
     key: jax.Array,
     num_steps: int,
     greedy: bool | jax.Array = False,
+    cut: float | jax.Array = 0.0,
 ) -> tuple[Any, Rollout, dict[str, jax.Array], Fault]:
-    """Step the environments ``num_steps`` times, with draws from the policy or with its ``greedy`` actions.
+    """Step the environments ``num_steps`` times, with draws from the policy or with its ``greedy`` actions. ``cut`` is the
+    chance that an episode is cut, at every step.
 
     Returns the environments' state, the rollout, episode statistics ``[T, N]``, and the first fault.
     """
@@ -41,7 +43,7 @@ def rollout(
         key_act, key_env = jax.random.split(key)
         obs = before.obs
         action, sample = learner.act(policy, obs, key_act, greedy)
-        after, timestep = env.step(before, action, key_env)
+        after, timestep = env.step(before, action, key_env, cut)
         fault = first_fault(fault, timestep.valid, before.env, action, key_env)
         row = Rollout(
             obs,

@@ -32,7 +32,6 @@ class AutoResetState(eqx.Module):
     obs: PyTree  #: what the policy acts on next
     first: First  #: the stored first states that a reset returns to
     elapsed: jax.Array  #: steps since the episode began, for the time limit
-    cut: jax.Array  #: chance at every step that an episode is cut, of all, so a scalar: zero in evaluation
     episode_return: jax.Array  #: reward so far
     whole: jax.Array  #: whether the episode began at its beginning (staggered first episodes did not)
 
@@ -130,15 +129,15 @@ class AutoReset:
         """Draw ``N`` new first states: the costly part of a reset."""
         return First(*jax.vmap(self.env.reset)(jax.random.split(key, self.num_envs)))
 
-    def begin(self, first: First, stagger: jax.Array | None = None, cut: float = 0.0) -> AutoResetState:
+    def begin(self, first: First, stagger: jax.Array | None = None) -> AutoResetState:
         """Begin an episode everywhere. With a key ``stagger``, each starts at a random point of its time limit, so that
-        the environments do not end in step. ``cut`` is the chance that an episode is cut, at every step."""
+        the environments do not end in step."""
         elapsed = jnp.zeros(self.num_envs, jnp.int32)
         if stagger is not None:
             elapsed = jax.random.randint(stagger, (self.num_envs,), 0, self.episode_length)
         # Copies, because the loop donates this state's buffers and one buffer can be donated only once.
         env, obs = jax.tree.map(jnp.copy, (first.env, first.obs))
-        return AutoResetState(env, obs, first, elapsed, jnp.float32(cut), jnp.zeros(self.num_envs), elapsed == 0)
+        return AutoResetState(env, obs, first, elapsed, jnp.zeros(self.num_envs), elapsed == 0)
 
     def refresh(self, state: AutoResetState, first: First) -> tuple[AutoResetState, jax.Array]:
         """Replace the stored first states; running episodes go on.
@@ -160,9 +159,11 @@ class AutoReset:
         keys = jax.random.split(jax.random.split(key, 3)[0], self.num_envs)
         return self.env.step(state, self.scale(action), keys[index])
 
-    def step(self, state: AutoResetState, action: jax.Array, key: jax.Array) -> tuple[AutoResetState, TimeStep]:
+    def step(
+        self, state: AutoResetState, action: jax.Array, key: jax.Array, cut: float | jax.Array = 0.0
+    ) -> tuple[AutoResetState, TimeStep]:
         """Step every environment with an action ``[N, A]`` in [-1, 1], mapped affinely to the bounds, or with a discrete
-        one, ``[N]``.
+        one, ``[N]``. ``cut`` is the chance that an episode is cut here, as a truncation.
 
         A row whose successor, reward or state is not finite is no transition: it is reported as invalid, its numbers
         are replaced so that they can reach nothing, and only that environment is reset.
@@ -177,8 +178,8 @@ class AutoReset:
         reward = jnp.where(valid, reward, 0.0)
         terminated = terminated.astype(bool) & valid
         elapsed = state.elapsed + 1
-        cut = jax.random.bernoulli(key_cut, state.cut, (self.num_envs,))
-        truncated = ((elapsed >= self.episode_length) | cut) & ~terminated & valid
+        over = (elapsed >= self.episode_length) | jax.random.bernoulli(key_cut, cut, (self.num_envs,))
+        truncated = over & ~terminated & valid
 
         done = terminated | truncated | ~valid
         episode_return = state.episode_return + reward
@@ -193,7 +194,6 @@ class AutoReset:
             obs=where_rows(done, state.first.obs, next_obs),
             first=state.first,
             elapsed=jnp.where(done, 0, elapsed),
-            cut=state.cut,
             episode_return=jnp.where(done, 0.0, episode_return),
             whole=state.whole | done,
         )
