@@ -385,6 +385,30 @@ def test_a_process_that_failed_is_recorded_and_launched_again(tmp_path: Path, mo
     assert make_plan("small", SMALL, bench.results).jobs == jobs
 
 
+def test_a_process_that_failed_counts_with_the_returns_that_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crashing(words: Sequence[str], log: Path) -> int:
+        assert in_this_process(words, log) == 0
+        directory = Path(words[-1])
+        (directory / "summary.json").unlink()
+        table = directory / "evaluations.csv"
+        table.write_bytes(table.read_bytes()[:-9])  # while it wrote the last row, of seed 1
+        log.write_text("killed\n")
+        return 1
+
+    bench, said = benching(tmp_path, crashing, monkeypatch)
+    jobs = make_plan("small", SMALL, bench.results).jobs
+    bench.run(jobs)
+    assert said == ["reppo on probe:TargetReach, seeds 0 to 1: failed: exit code 1: killed"]
+    found = records.read_all(bench.results)
+    assert not found.problems
+    assert [(record.status, record.steps.tolist()) for record in found.records] == [("failed", [0, 192]), ("failed", [0])]
+    with (bench.work / jobs[0].name / "evaluations.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["seed"] == "0"]
+    np.testing.assert_allclose(found.records[0].returns, [float(row["eval/return"]) for row in rows])
+    assert found.records[0].config["total_steps"] == 192
+    assert make_plan("small", SMALL, bench.results).jobs == jobs
+
+
 def test_a_process_that_left_nothing_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench, said = benching(tmp_path, lambda words, log: 0, monkeypatch)
     bench.run(make_plan("small", SMALL, bench.results).jobs)
@@ -474,6 +498,15 @@ def test_a_return_that_is_not_finite_counts_as_the_one_before() -> None:
     curve = record().curve.copy()
     curve[1, 2] = np.nan
     assert record(curve=curve).returns.tolist() == [2.0, 2.0]
+
+
+def test_a_failed_runs_table_is_checked(tmp_path: Path) -> None:
+    empty = record().curve[:0]
+    assert len(records.read(records.write(record(status="failed", curve=empty), tmp_path)).curve) == 0
+    for spoilt in (record().curve[::-1], np.where(record().curve == 192, np.nan, record().curve)):
+        path = records.write(record(status="failed", curve=spoilt), tmp_path)
+        with pytest.raises(ConfigError, match="is no learning curve"):
+            records.read(path)
 
 
 def spoil_table(path: Path) -> None:

@@ -134,6 +134,22 @@ def test_unequal_steps_are_told_of(sections: list[Section]) -> None:
     assert [row[1] for row in found["laptop-reliability-table"].rows] == ["1.000 [1.000, 1.000]"] * 2
 
 
+def test_a_run_that_failed_keeps_its_return_until_the_end(tmp_path: Path) -> None:
+    for seed in range(4):
+        add(tmp_path, "reppo", TASKS[0], seed, 1000.0)
+    whole = records.read(add(tmp_path, "reppo", TASKS[0], 4, 1000.0))
+    failed = dataclasses.replace(whole, status="failed", problem="killed", curve=whole.curve[:2])  # at 250 of 1000
+    records.write(failed, tmp_path)
+    sections = report.page(tmp_path)
+    rows = {row[1]: row for row in table(sections, "estimators-aggregates").rows}
+    assert rows["/1000"][4].startswith("0.850 ")  # (4 * 1000 + 250) / 5
+    assert rows["/1000"][5] == "5"
+    # The others count at their own end, where they are above tau, and not where the first one ended.
+    assert table(sections, "estimators-reliability-table").rows[0][1].startswith("0.800 ")
+    assert "killed" in markdown(sections)
+    assert [row[-1] for row in table(sections, "estimators-runs").rows] == [*["complete"] * 4, "failed"]
+
+
 def test_unequal_seeds_and_failures_are_shown(sections: list[Section]) -> None:
     seeds = table(sections, "estimators-seeds")
     assert seeds.rows == [[TASKS[0], "4", "2 (+1 failed)"], [TASKS[1], "4", "2"]]

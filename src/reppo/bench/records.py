@@ -4,7 +4,8 @@
     results/bench/SUITE/ALGORITHM/SUITE-TASK-seed7.json   written last: what has one is whole
 
 The JSON file holds the table's SHA-256, so that a table which was cut off, edited or put beside another's description is
-found out, named, and left out. A run that failed has a JSON file, too: it is launched again, and counts until then.
+found out, named, and left out. A run that failed has a JSON file, too, and the evaluations that it had made: it is launched
+again, and counts until then.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Key(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One run: its evaluations, and what it was. A run that failed before its first evaluation has none."""
+    """One run: its evaluations, and what it was. One that failed has those before, and none if it failed at once."""
 
     key: Key
     status: Status
@@ -197,9 +198,10 @@ def check(record: Record, path: Path) -> None:
     texts = isinstance(key.suite, str) and isinstance(key.algorithm, str) and isinstance(key.env, str)
     if not texts or type(key.seed) is not int or record.status not in get_args(Status):
         raise ConfigError(f"{path} is damaged: it does not say which run it is")
-    if record.status == "failed":
+    if record.status == "failed" and len(steps) == 0:
         return
-    if len(steps) == 0 or np.any(np.diff(steps) <= 0) or not math.isfinite(record.returns[0]):
+    read = len(steps) > 0 and np.isfinite(record.curve[:, :2]).all() and math.isfinite(record.returns[0])
+    if not read or np.any(np.diff(steps) <= 0):
         raise ConfigError(f"{path.with_suffix('.csv')} is damaged: it is no learning curve")
     total = record.config.get("total_steps")
     if record.status == "complete" and isinstance(total, int) and steps[-1] < total:

@@ -210,7 +210,8 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
     """Tables and figures over all tasks, of every algorithm's groups in one order of tasks."""
     tasks = [group.env for group in next(iter(of.values()))]
     over = f"{len(tasks)} task{'s' * (len(tasks) > 1)}: {', '.join(dmc_task(t) or t for t in tasks)}"
-    ends = {algorithm: min(run.steps[-1] for group in groups for run in group.runs) for algorithm, groups in of.items()}
+    # A run that ended early has the return that it had until the end of the others.
+    ends = {algorithm: max(run.steps[-1] for group in groups for run in group.runs) for algorithm, groups in of.items()}
     grids = {algorithm: np.linspace(0, end, GRID) for algorithm, end in ends.items()}
     rows = []
     for normaliser in (REF_BEST, PER_1000):

@@ -296,14 +296,14 @@ class Bench:
             self.tell(f"{job}: diverged; each seed is run again by itself")
             return [dataclasses.replace(job, seeds=(seed,)) for seed in job.seeds]
         if code not in (0, DIVERGED):
-            self.fail(job, f"exit code {code}: {last_words(log)}", seconds)
+            self.fail(job, directory, f"exit code {code}: {last_words(log)}", seconds)
             return []
         try:
             found = collected(
                 job, directory, "complete" if code == 0 else "diverged", last_words(log) if code else "", seconds
             )
         except ConfigError as error:
-            self.fail(job, str(error), seconds)
+            self.fail(job, directory, str(error), seconds)
             return []
         return self.record(job, found)
 
@@ -358,16 +358,19 @@ class Bench:
         finally:
             self._processes.discard(process)
 
-    def fail(self, job: Job, problem: str, seconds: float) -> None:
-        """Record that a job has failed: it was launched, so the tables have it."""
+    def fail(self, job: Job, directory: Path, problem: str, seconds: float) -> None:
+        """Record that a job has failed: it was launched, so the tables have it, with the returns that it had."""
         self.failed.append(job)
         self.tell(f"{job}: failed: {problem}")
-        empty = np.zeros((0, len(records.COLUMNS)))
-        for key in job.keys:
-            if self.recorded(key):  # by another bench meanwhile
-                continue
-            command = shown_command(dataclasses.replace(job, seeds=(key.seed,)))
-            records.write(Record(key, "failed", command, {}, seconds, len(job.seeds), None, empty, problem), self.results)
+        try:
+            found = collected(job, directory, "failed", problem, seconds)
+        except ConfigError:  # it came to nothing that can be read
+            empty = np.zeros((0, len(records.COLUMNS)))
+            command = shown_command(job)
+            found = [Record(key, "failed", command, {}, seconds, len(job.seeds), None, empty, problem) for key in job.keys]
+        for record in found:
+            if not self.recorded(record.key):  # by another bench meanwhile
+                records.write(record, self.results)
 
 
 def is_of(job: Job, directory: Path) -> bool:
@@ -411,15 +414,16 @@ def shown_command(job: Job) -> str:
 
 
 def collected(job: Job, directory: Path, status: records.Status, problem: str, seconds: float) -> list[Record]:
-    """The records of a run directory whose process has ended, one for each seed.
+    """The records of a run directory whose process has ended, one for each seed. One that has failed may have none of its
+    evaluations; a row that was cut off in the middle is none.
 
     Raises:
         ConfigError: where the directory does not have what a run of `reppo train` leaves.
     """
     try:
         description: dict[str, Any] = json.loads((directory / "config.json").read_text())
-        with (directory / "evaluations.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
+        text = (directory / "evaluations.csv").read_text()
+        rows = list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
         summary = {}
         if status == "complete":
             summary = json.loads((directory / "summary.json").read_text())
