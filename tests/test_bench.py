@@ -17,7 +17,7 @@ from reppo import cli
 from reppo.bench import launchers, records, runner, suites
 from reppo.bench.records import Key, Record
 from reppo.bench.runner import Bench, Job, in_threads, make_plan
-from reppo.bench.suites import ABLATIONS, ALGORITHMS, BASELINES, DMC23, ESTIMATORS, SUITES, Suite
+from reppo.bench.suites import ABLATIONS, ALGORITHMS, BASELINES, DMC23, ESTIMATORS, HUMANOID, SUITES, Suite
 from reppo.config import PRESETS, ConfigError, preset
 
 CHANGES = {
@@ -34,6 +34,15 @@ SMALL = Suite("for tests", ("probe:TargetReach",), ("reppo",), num_seeds=2, pres
 def test_the_reference_returns_are_the_published_ones(root: Path) -> None:
     with (root / "results" / "published" / "dmc_norm_reference.csv").open(newline="") as file:
         assert {row["task"]: float(row["ref_best_mean"]) for row in csv.DictReader(file)} == DMC23
+
+
+def test_the_humanoids_references_are_the_best_published_means(root: Path) -> None:
+    best: dict[str, float] = {}
+    with (root / "results" / "published" / "dmc_final.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["suite"] == "humanoid":
+                best[row["task"]] = max(best.get(row["task"], -np.inf), float(row["mean"]))
+    assert best == HUMANOID
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -483,6 +492,39 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
         if field.name != "curve":
             written = json.loads(json.dumps(getattr(record(), field.name)))
             assert json.loads(json.dumps(getattr(back, field.name))) == written, field.name
+
+
+def test_success_is_recorded_where_the_environment_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def solving(words: Sequence[str], log: Path) -> int:
+        code = in_this_process(words, log)
+        path = Path(words[-1]) / "evaluations.csv"
+        header, *rows = path.read_text().splitlines()
+        more = [",eval/success_once,eval/success_at_end", *(f",{0.25 * i},{0.125 * i}" for i in range(len(rows)))]
+        path.write_text("".join(f"{line}{end}\n" for line, end in zip([header, *rows], more, strict=True)))
+        return code
+
+    bench, _ = benching(tmp_path, solving, monkeypatch)
+    bench.run(make_plan("small", SMALL, bench.results).jobs)
+    found = records.read_all(bench.results)
+    assert not found.problems
+    # Rows are of seeds 0 and 1, and again.
+    assert [record.measured("success_once").tolist() for record in found.records] == [[0, 0.5], [0.25, 0.75]]
+    assert [record.measured("success_at_end").tolist() for record in found.records] == [[0, 0.25], [0.125, 0.375]]
+    path = found.records[0].key.path(bench.results).with_suffix(".csv")
+    assert path.read_text().splitlines()[0] == "env_steps,seconds,return,return_std,episodes,success_once,success_at_end"
+
+
+def test_a_table_without_success_has_the_bytes_that_it_always_had(tmp_path: Path) -> None:
+    path = records.write(record(), tmp_path).with_suffix(".csv")
+    assert path.read_bytes() == b"env_steps,seconds,return,return_std,episodes\n0,1.5,2,0.1,8\n192,2.5,4,0.2,8\n"
+    assert not records.read(path.with_suffix(".json")).has_success
+
+
+@pytest.mark.parametrize("success", [1.5, -0.1, np.nan])
+def test_success_is_a_share(success: float, tmp_path: Path) -> None:
+    curve = np.hstack([record().curve, [[0, 0], [success, 0.5]]])
+    with pytest.raises(ConfigError, match="is no learning curve"):
+        records.read(records.write(record(curve=curve), tmp_path))
 
 
 def test_a_damaged_result_is_set_aside_before_its_place_is_taken(tmp_path: Path) -> None:

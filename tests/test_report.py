@@ -20,6 +20,7 @@ from reppo.bench import beside, records, report
 from reppo.bench.figures import CROWDED, FONTS, Bar, Line, bars, inlined, lines, multiples
 from reppo.bench.page import Figure, Missing, Section, Table, html, markdown
 from reppo.bench.records import Key, Record, Status
+from reppo.bench.statistics import REF_BEST
 from reppo.bench.suites import SUITES
 
 TASKS = ("playground:CartpoleBalance", "playground:CartpoleSwingup")
@@ -125,7 +126,7 @@ def test_unequal_steps_are_told_of(sections: list[Section]) -> None:
 
     groups = {"reppo": [group("reppo", 800_768)], "ppo": [group("ppo", 207_360)]}
     found: dict[str, Any] = {
-        block.id: block for block in report.aggregates("laptop", groups) if isinstance(block, Figure | Table)
+        block.id: block for block in report.aggregates("laptop", groups, (REF_BEST,)) if isinstance(block, Figure | Table)
     }
     told = "Not after as many steps: reppo 800,768, ppo 207,360."
     assert found["laptop-aggregates"].caption == f"Over 1 task: CartpoleBalance. {told}"
@@ -150,6 +151,42 @@ def test_a_run_that_failed_keeps_its_return_until_the_end(tmp_path: Path) -> Non
     assert [row[-1] for row in table(sections, "estimators-runs").rows] == [*["complete"] * 4, "failed"]
 
 
+def suite_of(results: Path, suite: str, env: str, seed: int, last: Sequence[float]) -> None:
+    """A run of `reppo` with these columns after the episodes of its last evaluation; 0 at its first."""
+    curve = np.array([[0, 10, 0, 0, 8, *[0] * len(last[1:])], [400_000, 20, last[0], 0, 8, *last[1:]]], float)
+    records.write(Record(Key(suite, "reppo", env, seed), "complete", "reppo train", DESCRIPTION, 9, 1, None, curve), results)
+
+
+def test_success_is_its_own_normaliser(tmp_path: Path) -> None:
+    tasks = ("maniskill:PokeCube-v1", "maniskill:RollBall-v1")
+    for seed, (once, at_end) in enumerate([(0.5, 0.25), (1.0, 0.75)]):
+        suite_of(tmp_path, "maniskill8", tasks[0], seed, [7.0, once, at_end])
+        suite_of(tmp_path, "maniskill8", tasks[1], seed, [9.0, 1.0, 1.0])
+    sections = report.page(tmp_path)
+    rows = table(sections, "maniskill8-aggregates").rows
+    assert [(row[1], row[4][:6]) for row in rows] == [("success_once", "0.875 "), ("success_at_end", "0.750 ")]
+    figures = {figure.id: figure for figure in blocks(sections, Figure)}
+    assert ">IQM, success_once<" in figures["maniskill8-sample-efficiency"].svg
+    assert ">success_once<" in figures["maniskill8-maniskill-PokeCube-v1"].svg
+    runs = table(sections, "maniskill8-runs")
+    assert list(runs.header[4:7]) == ["return", "success_once", "success_at_end"]
+    assert runs.rows[0][4:7] == ["7", "0.500", "0.250"]
+    # A result from before success was recorded leaves its task out.
+    suite_of(tmp_path, "maniskill8", tasks[0], 2, [8.0])
+    sections = report.page(tmp_path)
+    assert table(sections, "maniskill8-aggregates").caption == "Over 1 task: RollBall-v1."
+    assert table(sections, "maniskill8-runs").rows[2][4:7] == ["8", "-", "-"]
+    assert ">return<" in {figure.id: figure for figure in blocks(sections, Figure)}["maniskill8-maniskill-PokeCube-v1"].svg
+
+
+def test_humanoids_are_compared_with_the_best_published_means(tmp_path: Path) -> None:
+    for seed in range(2):
+        suite_of(tmp_path, "humanoid", "playground:G1JoystickFlatTerrain", seed, [33.9 / 2])
+        suite_of(tmp_path, "humanoid", "playground:T1JoystickRoughTerrain", seed, [29.2])
+    (row,) = table(report.page(tmp_path), "humanoid-aggregates").rows
+    assert row[1:5] == ["ref_best", *["0.750 [0.750, 0.750]"] * 3]
+
+
 def test_unequal_seeds_and_failures_are_shown(sections: list[Section]) -> None:
     seeds = table(sections, "estimators-seeds")
     assert seeds.rows == [[TASKS[0], "4", "2 (+1 failed)"], [TASKS[1], "4", "2"]]
@@ -170,9 +207,15 @@ def test_what_is_missing_has_a_command(sections: list[Section]) -> None:
     assert missing["estimators: reppo"].command == "reppo bench estimators --algorithms reppo"
     assert {f"{name}: {algorithm}" for name, suite in SUITES.items() for algorithm in suite.algorithms} <= missing.keys()
     for entry in missing.values():
-        command, *rest = entry.command.split()[1:]
+        command, *rest = entry.command.split()[1:] or [""]
         if entry.command.startswith("reppo bench"):
             cli.arguments(command, rest)
+    # What its environments do not suit has none.
+    refused = missing["maniskill8: ppo"]
+    assert refused.why.startswith("cannot be run on 8 of 8 tasks: ppo takes environments that are written in JAX, and")
+    assert [entry.what for entry in missing.values() if not entry.command] == ["maniskill8: ppo"]
+    assert f"| maniskill8: ppo | {refused.why} | - |" in markdown(sections)
+    assert f"<td>{refused.why}</td><td>-</td>" in html(sections)
 
 
 def test_the_same_results_give_the_same_bytes(results: Path, tmp_path: Path) -> None:

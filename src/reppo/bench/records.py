@@ -1,6 +1,7 @@
 """The results of one run on the disk: a small table of its evaluations, and a JSON file that says what it was.
 
-    results/bench/SUITE/ALGORITHM/SUITE-TASK-seed7.csv    env_steps, seconds, return, return_std, episodes
+    results/bench/SUITE/ALGORITHM/SUITE-TASK-seed7.csv    env_steps, seconds, return, return_std, episodes; and
+                                                          success_once, success_at_end, where the environment says them
     results/bench/SUITE/ALGORITHM/SUITE-TASK-seed7.json   written last: what has one is whole
 
 The JSON file holds the table's SHA-256, so that a table which was cut off, edited or put beside another's description is
@@ -29,6 +30,7 @@ from reppo.files import replacing, set_aside, write_json
 
 FORMAT = "reppo-run-1"
 COLUMNS = ("env_steps", "seconds", "return", "return_std", "episodes")
+SUCCESS = ("success_once", "success_at_end")  #: more columns, where the environment says whether its task is solved
 
 Status = Literal["complete", "diverged", "failed"]
 
@@ -61,7 +63,7 @@ class Record:
     seconds: float  #: from the start of its process to its end, compilation included; of all seeds in it together
     seeds_together: int
     peak_memory_bytes: int | None
-    curve: NDArray[np.float64]  #: ``[T, 5]``, see `COLUMNS`
+    curve: NDArray[np.float64]  #: ``[T, 5]``, see `COLUMNS`; ``[T, 7]`` with `SUCCESS`
     problem: str = ""  #: what went wrong
     computed_memory_bytes: Mapping[str, int] | None = None  #: of its process: parameters, batch, replay; None: unknown
 
@@ -71,8 +73,16 @@ class Record:
 
     @property
     def returns(self) -> NDArray[np.float64]:
-        """Mean greedy return of every evaluation. One that is not finite counts as the one before it."""
-        values = self.curve[:, 2].copy()
+        """Mean greedy return of every evaluation."""
+        return self.measured("return")
+
+    @property
+    def has_success(self) -> bool:
+        return self.curve.shape[1] > len(COLUMNS)
+
+    def measured(self, column: str) -> NDArray[np.float64]:
+        """A column of the table, ``[T]``. A value that is not finite counts as the one before it."""
+        values = self.curve[:, (*COLUMNS, *SUCCESS).index(column)].copy()
         for i in range(1, len(values)):
             if not math.isfinite(values[i]):
                 values[i] = values[i - 1]
@@ -98,7 +108,7 @@ def table(curve: NDArray[np.float64]) -> bytes:
     """The CSV file of a curve."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow((*COLUMNS, *SUCCESS)[: curve.shape[1]])
     writer.writerows([f"{value:.9g}" if math.isfinite(value) else "" for value in row] for row in curve)
     return text.getvalue().encode()
 
@@ -185,11 +195,11 @@ def read(path: Path) -> Record:
 
 
 def curve(data: bytes) -> NDArray[np.float64]:
-    """The rows of a table, ``[T, 5]``."""
+    """The rows of a table, ``[T, 5]``, or ``[T, 7]`` with `SUCCESS`."""
     rows = list(csv.reader(io.StringIO(data.decode(), newline="")))
-    if not rows or tuple(rows[0]) != COLUMNS:
+    if not rows or tuple(rows[0]) not in (COLUMNS, (*COLUMNS, *SUCCESS)):
         raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
-    return np.array([[float(cell or "nan") for cell in row] for row in rows[1:]], float).reshape(-1, len(COLUMNS))
+    return np.array([[float(cell or "nan") for cell in row] for row in rows[1:]], float).reshape(-1, len(rows[0]))
 
 
 def check(record: Record, path: Path) -> None:
@@ -201,7 +211,8 @@ def check(record: Record, path: Path) -> None:
     if record.status == "failed" and len(steps) == 0:
         return
     read = len(steps) > 0 and np.isfinite(record.curve[:, :2]).all() and math.isfinite(record.returns[0])
-    if not read or np.any(np.diff(steps) <= 0):
+    success = record.curve[:, len(COLUMNS) :]
+    if not read or np.any(np.diff(steps) <= 0) or not np.all((success >= 0) & (success <= 1)):
         raise ConfigError(f"{path.with_suffix('.csv')} is damaged: it is no learning curve")
     total = record.config.get("total_steps")
     if record.status == "complete" and isinstance(total, int) and steps[-1] < total:

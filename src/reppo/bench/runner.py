@@ -427,7 +427,9 @@ def collected(job: Job, directory: Path, status: records.Status, problem: str, s
         summary = {}
         if status == "complete":
             summary = json.loads((directory / "summary.json").read_text())
-        columns = ("env_steps", "time/seconds", "eval/return", "eval/return_std", "eval/episodes")
+        columns = ["env_steps", "time/seconds", "eval/return", "eval/return_std", "eval/episodes"]
+        success = [f"eval/{name}" for name in records.SUCCESS]
+        columns += success if rows and all(row.get(c) for row in rows for c in success) else []
         curves = {
             seed: np.array([[float(row[c] or "nan") for c in columns] for row in rows if float(row["seed"]) == seed])
             for seed in job.seeds
@@ -445,7 +447,7 @@ def collected(job: Job, directory: Path, status: records.Status, problem: str, s
             seconds=float(summary.get("seconds", seconds)),
             seeds_together=len(job.seeds),
             peak_memory_bytes=summary.get("peak_memory_bytes"),
-            curve=curves[key.seed].reshape(-1, len(records.COLUMNS)),
+            curve=curves[key.seed].reshape(-1, len(columns)),
             problem=problem,
             computed_memory_bytes=summary.get("computed_memory_bytes"),
         )
