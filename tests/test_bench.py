@@ -484,6 +484,11 @@ def record(seed: int = 0, **changes: object) -> Record:
     return dataclasses.replace(Record(key, "complete", "reppo train", {"config": config}, 3.0, 1, 1000, curve), **changes)  # pyright: ignore[reportArgumentType]
 
 
+def other_record(seed: int) -> Record:
+    """With other seconds, as another process has."""
+    return record(seed, curve=np.add(record().curve, [0, 1, 0, 0, 0]))
+
+
 def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     path = records.write(record(), tmp_path)
     back = records.read(path)
@@ -578,6 +583,14 @@ def change(**values: object) -> Callable[[Path], None]:
         (change(seed="0"), "it does not say which run it is"),
         (change(description=7), "is damaged (TypeError"),
         (change(description={"config": {"total_steps": 1000}}), "has not ended: 192 of 1,000 steps"),
+        (change(description={"config": "x"}), "it does not describe a run"),
+        (change(description={"hardware": "x"}), "it does not describe a run"),
+        (change(description={"hardware": {"devices": [1]}}), "it does not describe a run"),
+        (change(description={"hardware": {"devices": "gpu"}}), "it does not describe a run"),
+        (change(description={"git": 7}), "it does not describe a run"),
+        (change(description={"seeds": 0}), "it does not describe a run"),
+        (change(description={"seeds": [1, 2]}), "it describes another run than it is of"),
+        (change(description={"env": "probe:OneStep"}), "it describes another run than it is of"),
         (lambda path: path.unlink(), "or its run has not ended"),
     ],
 )
@@ -585,7 +598,7 @@ def test_a_damaged_or_foreign_file_is_named_and_left_out(
     damage: Callable[[Path], None], complaint: str, tmp_path: Path
 ) -> None:
     damage(records.write(record(0), tmp_path))
-    records.write(record(1), tmp_path)
+    records.write(other_record(1), tmp_path)
     found = records.read_all(tmp_path)
     assert [r.key.seed for r in found.records] == [1]
     assert len(found.problems) == 1
@@ -600,8 +613,31 @@ def test_two_versions_of_one_run_are_refused(tmp_path: Path) -> None:
         records.read_all(tmp_path)
 
 
+def test_two_runs_with_one_table_are_left_out(tmp_path: Path) -> None:
+    both = {**record().description, "seeds": [0, 1, 2]}
+    paths = [records.write(record(seed, description=both), tmp_path) for seed in (0, 1)]
+    records.write(dataclasses.replace(other_record(2), description=both), tmp_path)
+    found = records.read_all(tmp_path)
+    assert [r.key.seed for r in found.records] == [2]
+    line = f"{paths[0]} and {paths[1]} have one table: one of them is a copy; remove it"
+    assert found.problems == [line]
+    # They are not run again over each other, either: the user has to say which one is sound.
+    with pytest.raises(ConfigError, match=r"have one table"):
+        make_plan("small", SMALL, tmp_path)
+    for suffix in (".json", ".csv"):
+        paths[1].with_suffix(suffix).unlink()
+    assert [r.key.seed for r in records.read_all(tmp_path).records] == [0, 2]
+
+
+def test_seeds_that_got_nothing_may_have_one_table(tmp_path: Path) -> None:
+    nothing = record().curve * [1, 1, 0, 0, 1]
+    for seed in (0, 1):
+        records.write(record(seed, curve=nothing, seeds_together=2), tmp_path)
+    assert [r.key.seed for r in records.read_all(tmp_path).records] == [0, 1]
+
+
 def test_seeds_of_other_options_are_refused(tmp_path: Path) -> None:
-    records.write(record(0), tmp_path)
+    records.write(other_record(0), tmp_path)
     other = {"config": {**dataclasses.asdict(TINY), "gamma": 0.5, "keep_best": False}}
     records.write(record(1, description=other), tmp_path)
     with pytest.raises(ConfigError, match=r"seed 1 differs from seed 0 in gamma 0.99 -> 0.5; keep one"):

@@ -6,7 +6,7 @@ import dataclasses
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -34,7 +34,8 @@ DESCRIPTION = {
 def add(results: Path, algorithm: str, env: str, seed: int, finals: float, status: Status = "complete") -> Path:
     """A run that rises linearly to a return."""
     steps = np.linspace(0, 400_000, 5)
-    curve = np.stack([steps, steps / 1000, finals * steps / steps[-1], 0 * steps, 64 + 0 * steps], axis=1)
+    seconds = 10 * TASKS.index(env) + seed + steps / 1000  # no two runs take the same
+    curve = np.stack([steps, seconds, finals * steps / steps[-1], 0 * steps, 64 + 0 * steps], axis=1)
     key = Key("estimators", algorithm, env, seed)
     parts = {"parameters": 3 * 2**20, "batch": 2**19, "replay": 0} if algorithm == "reppo" else None
     run = Record(key, status, "reppo train", DESCRIPTION, 400.0, 1, 2**30, curve, computed_memory_bytes=parts)
@@ -153,7 +154,7 @@ def test_a_run_that_failed_keeps_its_return_until_the_end(tmp_path: Path) -> Non
 
 def suite_of(results: Path, suite: str, env: str, seed: int, last: Sequence[float]) -> None:
     """A run of `reppo` with these columns after the episodes of its last evaluation; 0 at its first."""
-    curve = np.array([[0, 10, 0, 0, 8, *[0] * len(last[1:])], [400_000, 20, last[0], 0, 8, *last[1:]]], float)
+    curve = np.array([[0, seed, 0, 0, 8, *[0] * len(last[1:])], [400_000, 20, last[0], 0, 8, *last[1:]]], float)
     records.write(Record(Key(suite, "reppo", env, seed), "complete", "reppo train", DESCRIPTION, 9, 1, None, curve), results)
 
 
@@ -234,6 +235,35 @@ def test_published_figures_are_drawn(root: Path, tmp_path: Path, monkeypatch: py
     assert ids == {f"published-{name}" for name in names}
     curves = {line.name: line for line in beside.Published(tmp_path / "published").task("CheetahRun")}
     assert curves["reppo_large"].y[-1] == pytest.approx(920, abs=40)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "gone"),
+    [
+        ("dmc_aggregates", lambda text: text[: len(text) // 2], {"published-dmc-ref-best", "published-dmc-1000"}),
+        ("dmc_aggregates", lambda text: text[:-2], {"published-dmc-ref-best", "published-dmc-1000"}),
+        ("dmc_reliability", lambda text: text.replace("reliable_at_end", "reliable"), {"published-reliability"}),
+        ("wallclock_aggregates", lambda text: text.replace("60,", "soon,"), {"published-wall-clock"}),
+        ("dmc_ablations", lambda text: "a,b\n1,2\n", {"published-ablations"}),
+        ("dmc_ablations", lambda text: text.replace("data,", "date,", 1), {"published-ablations"}),
+        ("maniskill_aggregates", lambda text: "", {"published-maniskill"}),
+        ("dmc_final", lambda text: text.replace("humanoid,G1", "humanoid,,,G1"), set()),
+        ("dmc_curves", lambda text: text.replace(",", ";"), {"published-CheetahRun"}),
+    ],
+)
+def test_a_damaged_published_table_is_named_and_left_out(
+    name: str, damage: Callable[[str], str], gone: set[str], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(root / "results" / "published", tmp_path / "published")
+    monkeypatch.setattr(beside, "DMC23", {"CheetahRun": 933.1})
+    before = {figure.id for figure in blocks(report.page(tmp_path), Figure)}
+    path = tmp_path / "published" / f"{name}.csv"
+    path.write_text(damage(path.read_text()))
+    sections = report.page(tmp_path)
+    assert before - {figure.id for figure in blocks(sections, Figure)} == gone
+    assert f"published/{name}.csv is damaged or of another program; left out." in markdown(sections)
+    ids = {"dmc_final": "published-humanoid", "dmc_aggregates": "published-dmc-table"}
+    assert ids.get(name) not in {entry.id for entry in blocks(sections, Table)}
 
 
 def test_a_curve_is_drawn_beside_the_published_one_where_steps_are_comparable(root: Path) -> None:

@@ -18,7 +18,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -208,6 +208,7 @@ def check(record: Record, path: Path) -> None:
     texts = isinstance(key.suite, str) and isinstance(key.algorithm, str) and isinstance(key.env, str)
     if not texts or type(key.seed) is not int or record.status not in get_args(Status):
         raise ConfigError(f"{path} is damaged: it does not say which run it is")
+    check_description(record, path)
     if record.status == "failed" and len(steps) == 0:
         return
     read = len(steps) > 0 and np.isfinite(record.curve[:, :2]).all() and math.isfinite(record.returns[0])
@@ -219,11 +220,25 @@ def check(record: Record, path: Path) -> None:
         raise ConfigError(f"{path} is of a run that has not ended: {steps[-1]:,.0f} of {total:,} steps")
 
 
+def check_description(record: Record, path: Path) -> None:
+    """Refuse a description that is of another run, or that a report cannot read; raises `ConfigError`."""
+    about = record.description
+    hardware, config, git = about.get("hardware") or {}, about.get("config") or {}, about.get("git") or ""
+    read = isinstance(hardware, dict) and isinstance(config, dict) and isinstance(git, str)
+    devices = (hardware.get("devices") or []) if read else []
+    seeds = about.get("seeds", [record.key.seed])
+    if not read or not isinstance(seeds, list) or not isinstance(devices, list) or not all(type(d) is str for d in devices):
+        raise ConfigError(f"{path} is damaged: it does not describe a run")
+    if about.get("env", record.key.env) != record.key.env or record.key.seed not in seeds:
+        raise ConfigError(f"{path} is damaged: it describes another run than it is of")
+
+
 class Found(NamedTuple):
     """What there is in a directory of results."""
 
     records: list[Record]  #: in the order of their keys
     problems: list[str]  #: a line for each file that was left out
+    copies: frozenset[Key] = frozenset()  #: runs that were left out because they have one table
 
 
 def read_all(results: Path) -> Found:
@@ -255,9 +270,27 @@ def read_all(results: Path) -> Found:
             records[record.key] = record
         else:
             problems.append(f"{path} is not where {record.key} of {record.key.suite} belongs")
-    found = [records[key] for key in sorted(records)]
+    copies: set[Key] = set()
+    for key, other in copied(records.values()):
+        problems.append(f"{seen[key]} and {seen[other]} have one table: one of them is a copy; remove it")
+        copies |= {key, other}
+    found = [records[key] for key in sorted(records.keys() - copies)]
     refuse_mixed(found)
-    return Found(found, problems)
+    return Found(found, problems, frozenset(copies))
+
+
+def copied(found: Iterable[Record]) -> Iterator[tuple[Key, Key]]:
+    """Pairs of runs that have one table, to the last digit: nobody can say which of the two had it.
+
+    Seeds that shared a process have its seconds, and may have one return all along, such as none: that is no copy.
+    """
+    first: dict[bytes, Key] = {}
+    for record in found:
+        told = record.curve[:, 2:]
+        if not np.all(told == told[:1]):
+            other = first.setdefault(table(record.curve), record.key)
+            if other != record.key:
+                yield other, record.key
 
 
 def refuse_mixed(found: Iterable[Record]) -> None:

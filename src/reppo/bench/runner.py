@@ -128,7 +128,7 @@ def make_plan(
 
     Raises:
         ConfigError: for a task or an algorithm that the suite does not have, or where a result is there that was made
-            with other options.
+            with other options, or that may be a copy of another.
     """
     found = records.read_all(results)
     there = {record.key: record for record in found.records}
@@ -150,7 +150,10 @@ def make_plan(
             config = suite.configured(algorithm)
             missing = []
             for seed in all_seeds:
-                record = there.get(Key(name, algorithm, env, seed))
+                key = Key(name, algorithm, env, seed)
+                if key in found.copies:
+                    raise ConfigError(next(line for line in found.problems if str(key.path(results)) in line))
+                record = there.get(key)
                 if record is not None and record.status != "failed":
                     refuse_other_options(record, config, results)
                     plan.done.append(record.key)
