@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 from helpers import TINY
 
-from reppo import cli
+from reppo import cli, run_directory
 from reppo.bench import launchers, records, runner, suites
 from reppo.bench.records import Key, Record
 from reppo.bench.runner import Bench, Job, in_threads, make_plan
@@ -324,6 +326,79 @@ def test_a_run_that_ended_when_nobody_recorded_it_is_not_run_again(tmp_path: Pat
     # One that has not ended is no result: it would be run again, in a directory of its own.
     (directory / "summary.json").unlink()
     assert bench.left_behind(job) is None
+
+
+def in_use(bench: Bench, job: Job, seeds: Sequence[int], stack: contextlib.ExitStack) -> Path:
+    """The directory of a run with a job's options that is locked, as by a process whose bench was killed."""
+    directory = bench.work / dataclasses.replace(job, seeds=seeds).name
+    directory.mkdir(parents=True)
+    description = {"env": job.env, "seeds": list(seeds), "config": dataclasses.asdict(job.config or TINY)}
+    (directory / "config.json").write_text(json.dumps({**description, "algorithm": job.algorithm}))
+    stack.enter_context(run_directory.locked(directory))
+    return directory
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+@pytest.mark.parametrize("seeds", [(0, 1), (1,)])
+def test_a_run_that_a_process_has_already_is_left_to_it(
+    resumes: bool, seeds: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unexpected(words: Sequence[str], log: Path) -> int:
+        raise AssertionError
+
+    monkeypatch.setitem(ALGORITHMS, "other", suites.Algorithm("another", command=("other",), resumes=resumes))
+    bench, said = benching(tmp_path, unexpected, monkeypatch)
+    (job,) = make_plan("small", dataclasses.replace(SMALL, algorithms=("other",)), bench.results).jobs
+    with contextlib.ExitStack() as stack:
+        directory = in_use(bench, job, seeds, stack)
+        bench.run([job])
+        assert (bench.left, bench.failed) == ([job], [])
+        assert said == [
+            f"other on probe:TargetReach, seeds 0 to 1: left to process {os.getpid()}, which runs it in {directory}"
+        ]
+    assert not records.read_all(bench.results).records
+    # Once that process has ended it is run, and so is what has other seeds or options than what is in use.
+    assert not bench.is_left(job)
+    with contextlib.ExitStack() as stack:
+        in_use(bench, job, (2,), stack)
+        assert not bench.is_left(job)
+        directory = in_use(bench, dataclasses.replace(job, config=dataclasses.replace(TINY, num_evals=7)), (0,), stack)
+        assert run_directory.holder(directory) == str(os.getpid())
+        assert not bench.is_left(job)
+
+
+def test_a_run_that_another_process_has_begun_meanwhile_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.ExitStack() as stack:
+
+        def too_late(words: Sequence[str], log: Path) -> int:
+            del words
+            in_use(bench, job, job.seeds, stack)
+            log.write_text("reppo: it exists already\n")
+            return 2
+
+        bench, said = benching(tmp_path, too_late, monkeypatch)
+        (job,) = make_plan("small", SMALL, bench.results).jobs
+        bench.run([job])
+    assert (bench.left, bench.failed) == ([job], [])
+    assert "left to process" in said[0]
+    assert not (bench.results / "bench").exists()
+
+
+def test_a_bench_that_left_runs_to_others_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench, _ = benching(tmp_path, in_this_process, monkeypatch)
+    jobs = make_plan("smoke", SUITES["smoke"], bench.results, tasks=["TargetReach"]).jobs
+    with contextlib.ExitStack() as stack:
+        for job in jobs:
+            in_use(bench, job, job.seeds, stack)
+        words = ["bench", "smoke", "--tasks", "TargetReach", "--results", str(bench.results), "--work", str(bench.work)]
+        assert cli.main(words) == runner.STOPPED
+    said = capsys.readouterr()
+    assert said.out.count("left to process") == 2
+    assert said.err.startswith("reppo: 6 runs were left to the processes that have them; the same command goes on")
 
 
 def test_a_baseline_of_other_steps_is_neither_taken_nor_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,6 +255,7 @@ class Bench:
         tell: receives a line for whoever watches.
         launcher: where the processes run.
         failed: jobs whose process has failed.
+        left: jobs that are left to a process which runs them already.
     """
 
     results: Path
@@ -262,6 +263,7 @@ class Bench:
     tell: Callable[[str], None]
     launcher: Launcher
     failed: list[Job] = dataclasses.field(default_factory=list)
+    left: list[Job] = dataclasses.field(default_factory=list)
     _processes: set[Process] = dataclasses.field(default_factory=set)
     _stopping: threading.Event = dataclasses.field(default_factory=threading.Event)
 
@@ -286,6 +288,8 @@ class Bench:
             return []
         if (found := self.left_behind(job)) is not None:
             return self.record(job, found)
+        if self.is_left(job):
+            return []
         directory = self.free_directory(job)
         log = directory.with_name(directory.name + ".log")
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -299,6 +303,8 @@ class Bench:
             self.tell(f"{job}: diverged; each seed is run again by itself")
             return [dataclasses.replace(job, seeds=(seed,)) for seed in job.seeds]
         if code not in (0, DIVERGED):
+            if self.is_left(job):  # that process had only begun, and had no directory yet
+                return []
             self.fail(job, directory, f"exit code {code}: {last_words(log)}", seconds)
             return []
         try:
@@ -342,6 +348,16 @@ class Bench:
                     return collected(job, directory, "complete", "", math.nan)
         return None
 
+    def is_left(self, job: Job) -> bool:
+        """Whether a process runs some of a job's seeds already, because its bench was killed and it was not."""
+        for directory in sorted((self.work / job.suite / job.algorithm).glob("*/")):
+            process = run_directory.holder(directory)
+            if process is not None and {*seeds_of(job, directory)} & {*job.seeds}:
+                self.left.append(job)
+                self.tell(f"{job}: left to process {process}, which runs it in {directory}")
+                return True
+        return False
+
     def free_directory(self, job: Job) -> Path:
         """The run directory to go on in, or a new one: one of something else is never touched, nor one that cannot go on."""
         resumes = ALGORITHMS[job.algorithm].resumes
@@ -378,16 +394,21 @@ class Bench:
 
 def is_of(job: Job, directory: Path) -> bool:
     """Whether a run directory is of this job."""
+    return seeds_of(job, directory) == list(job.seeds)
+
+
+def seeds_of(job: Job, directory: Path) -> list[int]:
+    """The seeds of a run directory that is of a job's task, algorithm and options; none where it is not."""
     try:
         description = run_directory.read_description(directory)
     except ConfigError:
-        return False
+        return []
     assert job.config is not None
-    if description["env"] != job.env or description["seeds"] != list(job.seeds):
-        return False
+    if description["env"] != job.env:
+        return []
     if not ALGORITHMS[job.algorithm].is_reppo and description.get("algorithm", job.algorithm) != job.algorithm:
-        return False
-    return not other_options(job.algorithm, description["config"], job.config)
+        return []
+    return [] if other_options(job.algorithm, description["config"], job.config) else description["seeds"]
 
 
 #: Options that a suite gives to a baseline; the rest are its preset's.
