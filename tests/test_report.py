@@ -18,7 +18,7 @@ from helpers import TINY
 from reppo import cli
 from reppo.bench import beside, records, report
 from reppo.bench.figures import CROWDED, FONTS, Bar, Line, bars, inlined, lines, multiples
-from reppo.bench.page import Figure, Missing, Section, Table, html, markdown
+from reppo.bench.page import Figure, Missing, Note, Section, Table, html, markdown
 from reppo.bench.records import Key, Record, Status
 from reppo.bench.statistics import REF_BEST
 from reppo.bench.suites import SUITES
@@ -384,6 +384,37 @@ def test_the_papers_order_is_told_of_either_way() -> None:
         "On CartpoleSwingup it does not hold: reppo 0.800, reppo-score_gae 0.400, reppo-score_q 0.200. "
         "Over all of them it does not hold: reppo 0.850, reppo-score_q 0.350, reppo-score_gae 0.350."
     )
+
+
+def test_what_each_part_is_worth_is_ranked_either_way(tmp_path: Path) -> None:
+    def scores(*values: float) -> list[np.ndarray]:
+        return [np.full(4, value) for value in values]
+
+    of = {"reppo": scores(0.9, 0.7), "reppo-no_aux": scores(0.7, 0.6), "reppo-small": scores(0.1, 0.1)}
+    found, note = report.worth("parts", {**of, "reppo-mse": scores(0.5, 0.5)}, "ref_best")
+    assert isinstance(found, Table)
+    assert [(row[0], row[2]) for row in found.rows] == [
+        ("reppo-small", "0.700 [0.700, 0.700]"),
+        ("reppo-mse", "0.300 [0.300, 0.300]"),
+        ("reppo-no_aux", "0.150 [0.150, 0.150]"),
+    ]
+    said = "In the paper, HL-Gauss is the part that matters most. By the mean over the run, ref_best, it "
+    assert note == Note(f"{said}holds: the drop of reppo-mse, 0.300 [0.300, 0.300], is the largest of 2.")
+    unsure = [np.array([0.0, 1.8]), np.array([0.0, 0.0])]
+    _, note = report.worth("parts", {**of, "reppo-mse": unsure}, "ref_best")
+    assert "it holds: " in note.text  # pyright: ignore[reportAttributeAccessIssue]
+    assert note.text.endswith("is the largest of 2, though chance alone may have made it.")  # pyright: ignore
+    _, note = report.worth("parts", {**of, "reppo-mse": scores(0.9, 0.9)}, "ref_best")
+    assert note == Note(
+        f"{said}does not hold: the drop of reppo-mse, -0.100 [-0.100, -0.100], is number 2 of 2; the largest is that of "
+        "reppo-no_aux, 0.150 [0.150, 0.150]."
+    )
+    for algorithm, final in (("reppo", 1000.0), ("reppo-mse", 600.0), ("reppo-no_aux", 900.0)):
+        add(tmp_path, algorithm, TASKS[0], 0, final)
+    rows = {row[0]: row[2] for row in table(report.page(tmp_path), "estimators-parts").rows}
+    # A run rises linearly in four evaluations: their mean is 0.625 of the last one.
+    drops = {"reppo-mse": 250 / 999.8, "reppo-no_aux": 62.5 / 999.8}
+    assert rows == {name: f"{drop:.3f} [{drop:.3f}, {drop:.3f}]" for name, drop in drops.items()}
 
 
 def test_memory_is_what_runs_say_of_themselves(sections: list[Section]) -> None:

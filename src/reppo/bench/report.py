@@ -26,7 +26,7 @@ from reppo.bench.page import Block, Figure, Missing, Note, Section, Table, html,
 from reppo.bench.records import SUCCESS, Record
 from reppo.bench.runner import unsuited
 from reppo.bench.statistics import PER_1000, REF_BEST, Interval
-from reppo.bench.suites import DMC23, ESTIMATORS, HUMANOID, SUITES, dmc_task
+from reppo.bench.suites import ABLATIONS, DMC23, ESTIMATORS, HUMANOID, NO_HL_GAUSS, REPPO, SUITES, dmc_task
 from reppo.config import ConfigError
 from reppo.files import replacing
 
@@ -134,6 +134,11 @@ class Group(NamedTuple):
         found = [run_on(run, grid, column, measure(normaliser)) for run in self.runs]
         return normalised(self.env, normaliser, np.stack(found, axis=-1))
 
+    def over_the_run(self, normaliser: str) -> Array:
+        """Mean over the evaluations, that of the untrained policy left out, ``[N]``: how fast a run has learned."""
+        steps = max((run.steps for run in self.runs), key=lambda steps: steps[-1])
+        return self.on(steps[1:] if len(steps) > 1 else steps, normaliser).mean(axis=0)
+
     def finals(self, normaliser: str) -> Array:
         """Scores at the end, ``[N]``."""
         found = [run.measured(measure(normaliser))[-1] for run in self.runs]
@@ -195,6 +200,11 @@ def suite_section(name: str, found: Sequence[Record], published: Published) -> S
             blocks.append(Note(f"Not in the aggregates, {reason}: {', '.join(left)}."))
     elif groups:
         blocks.append(Note("No task that a normaliser is defined for has runs of every algorithm: no aggregates."))
+    parts = [algorithm for algorithm in algorithms if algorithm in ABLATIONS and algorithm != REPPO]
+    if common and REPPO in algorithms and NO_HL_GAUSS in parts and len(parts) > 1:
+        normaliser = suites.normalisers(common[0])[0]
+        scores = {a: [there[a, task].over_the_run(normaliser) for task in common] for a in (REPPO, *parts)}
+        blocks += worth(name, scores, normaliser)
     compared = [task for task in tasks if dmc_task(task) and all((algorithm, task) in there for algorithm in ESTIMATORS)]
     if compared:
         scores = {a: [there[a, task].finals(REF_BEST) for task in compared] for a in ESTIMATORS}
@@ -338,6 +348,30 @@ def ordering(scores: dict[str, list[Array]], tasks: Sequence[str]) -> Note:
         found.append(verdict("Over all of them", slice(None)))
     order = ", ".join(ESTIMATORS)
     return Note(f"The paper's order of gradient estimators is {order}. By IQM, {REF_BEST}: {' '.join(found)}")
+
+
+def worth(name: str, scores: dict[str, list[Array]], normaliser: str) -> Iterator[Block]:
+    """What is lost with each part of REPPO, the greatest loss first, and whether that is HL-Gauss, as in the paper."""
+    lost = {a: statistics.difference(scores[REPPO], s) for a, s in scores.items() if a != REPPO}
+    ranked = sorted(lost, key=lambda a: -float(lost[a].estimate))
+    rows = [[a, ABLATIONS[a].about, interval(lost[a])] for a in ranked]
+    tasks = len(scores[REPPO])
+    caption = (
+        f"Mean over the run, {normaliser}, of reppo minus that without the part, over {tasks} task{'s' * (tasks > 1)}; a "
+        "negative number is a gain. The mean is over all evaluations but that of the untrained policy."
+    )
+    yield Table("What each part is worth", ["algorithm", "what differs", "drop"], rows, caption, id=f"{name}-parts")
+    parts = [a for a in ranked if ABLATIONS[a].data_divisor == 1]  # less data is not a part less
+    place, found = parts.index(NO_HL_GAUSS) + 1, interval(lost[NO_HL_GAUSS])
+    if place == 1:
+        verdict = f"holds: the drop of {NO_HL_GAUSS}, {found}, is the largest of {len(parts)}"
+        verdict += "." if lost[NO_HL_GAUSS].low > 0 else ", though chance alone may have made it."
+    else:
+        verdict = (
+            f"does not hold: the drop of {NO_HL_GAUSS}, {found}, is number {place} of {len(parts)}; the largest is that of "
+            f"{parts[0]}, {interval(lost[parts[0]])}."
+        )
+    yield Note(f"In the paper, HL-Gauss is the part that matters most. By the mean over the run, {normaliser}, it {verdict}")
 
 
 def interval(found: Interval, digits: int = 3) -> str:

@@ -198,6 +198,9 @@ class Suite:
 #: The gradient estimators, in the paper's order, best first.
 ESTIMATORS = (REPPO, "reppo-score_q", "reppo-score_gae")
 
+#: The part that matters most in the paper, taken out.
+NO_HL_GAUSS = "reppo-mse"
+
 COMPARED = (*ESTIMATORS, *BASELINES)
 
 #: Algorithms are compared by what they have learned, as in the paper: without the average that the preset `cpu` deploys.
