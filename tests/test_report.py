@@ -22,6 +22,7 @@ from reppo.bench.page import Figure, Missing, Note, Section, Table, html, markdo
 from reppo.bench.records import Key, Record, Status
 from reppo.bench.statistics import REF_BEST
 from reppo.bench.suites import SUITES
+from reppo.toy.figure import COLOURS
 
 TASKS = ("playground:CartpoleBalance", "playground:CartpoleSwingup")
 DESCRIPTION = {
@@ -287,10 +288,22 @@ def test_a_curve_is_drawn_beside_the_published_one_where_steps_are_comparable(ro
 
 
 def test_the_toy_is_drawn_or_said_to_be_damaged(root: Path, tmp_path: Path) -> None:
-    shutil.copy(root / "results" / "toy_gradients.csv", tmp_path)
+    for name in ("toy_gradients.csv", "toy_paths.csv"):
+        shutil.copy(root / "results" / name, tmp_path)
     (section,) = beside.toy(tmp_path)
-    assert [figure.id for figure in blocks([section], Figure)] == ["toy-variance", "toy-bias"]
-    assert all("pathwise, weak surrogate" in figure.svg for figure in blocks([section], Figure))
+    paths, variance, bias = blocks([section], Figure)
+    assert [paths.id, variance.id, bias.id] == ["toy-paths", "toy-variance", "toy-bias"]
+    assert all("pathwise, weak surrogate" in figure.svg for figure in (paths, variance, bias))
+    assert "12 paths" in paths.caption
+    for colour in COLOURS.values():  # of lines, and not of the points where they end
+        assert len(re.findall(rf'd="M [^"]*" [^>]*style="fill: none; stroke: {colour.lower()}', paths.svg)) == 12
+    table = (tmp_path / "toy_paths.csv").read_text()
+    for damaged in (table[: len(table) // 2], table[:-90], table.replace("weak,", "week,"), "a,b\n1,2\n"):
+        (tmp_path / "toy_paths.csv").write_text(damaged)
+        (section,) = beside.toy(tmp_path)
+        assert "toy_paths.csv is damaged" in markdown([section])
+        assert len(blocks([section], Figure)) == 2
+    (tmp_path / "toy_paths.csv").unlink()
     (tmp_path / "toy_gradients.csv").write_text("estimator,samples\nscore,2\n")
     (section,) = beside.toy(tmp_path)
     assert "toy_gradients.csv is damaged" in markdown([section])

@@ -6,8 +6,10 @@ import csv
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from reppo.bench import figures, statistics
@@ -15,6 +17,8 @@ from reppo.bench.figures import Bar, Line
 from reppo.bench.page import Block, Figure, Note, Section, Table
 from reppo.bench.statistics import PER_1000, REF_BEST
 from reppo.bench.suites import DMC23
+from reppo.toy.experiment import NAMES, Settings, surface
+from reppo.toy.figure import TITLES, draw_paths
 
 Array = NDArray[np.float64]
 Rows = list[dict[str, str]]
@@ -217,35 +221,61 @@ def published_curves(published: Published) -> Iterator[Block]:
         yield Figure(f"published-{task}", title, image, "", small=True)
 
 
-TOY = {
-    "score": "score function",
-    "reused": "score function, reused samples",
-    "pathwise": "pathwise, true function",
-    "strong": "pathwise, strong surrogate",
-    "weak": "pathwise, weak surrogate",
-}
-
-
 def toy(results: Path) -> Iterator[Section]:
-    """Variance and bias of gradient estimates, from ``results/toy_gradients.csv``, which `reppo toy` wrote."""
-    path = results / "toy_gradients.csv"
-    if not path.is_file():
-        return
-    blocks: list[Block] = [Note("Made by `reppo toy`; docs/toy.md has its picture, and says what is seen.")]
-    try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        for what in ("variance", "bias"):
-            drawn = []
-            for name in dict.fromkeys(row["estimator"] for row in rows):
-                x, y = columns([row for row in rows if row["estimator"] == name], "samples", what)
-                drawn.append(Line(TOY.get(name, name), x, y, y, y))
-            title = f"The 2-D experiment: {what} of the gradient"
-            image = figures.lines(drawn, title, x="samples", y=what, log=True)
-            blocks.append(Figure(f"toy-{what}", title, image, "Against the number of samples of an estimate."))
-    except (KeyError, ValueError, TypeError, csv.Error):
-        blocks = [Note(f"{path.name} is damaged or of another program; left out.")]
-    yield Section("The 2-D experiment", blocks)
+    """Paths, variance and bias of gradient estimates, from ``results/toy_paths.csv`` and ``results/toy_gradients.csv``,
+    which `reppo toy` wrote."""
+    blocks: list[Block] = []
+    for name, drawn in (("toy_paths.csv", toy_paths), ("toy_gradients.csv", toy_gradients)):
+        path = results / name
+        if not path.is_file():
+            continue
+        try:
+            with path.open(newline="") as file:
+                blocks += list(drawn(list(csv.DictReader(file))))
+        except (KeyError, ValueError, TypeError, IndexError, csv.Error):
+            blocks.append(Note(f"{name} is damaged or of another program; left out."))
+    if blocks:
+        yield Section("The 2-D experiment", [Note("Made by `reppo toy`; docs/toy.md says what is seen."), *blocks])
+
+
+def toy_paths(rows: Rows) -> Iterator[Block]:
+    """A panel for each estimator, as `reppo toy` draws it, but with the true surface in all of them.
+
+    Raises:
+        IndexError, KeyError, ValueError: where an estimator has no paths, or some that are shorter than others.
+    """
+    means = {}
+    for name in NAMES:
+        own = [row for row in rows if row["estimator"] == name]
+        paths = dict.fromkeys(row["path"] for row in own)
+        means[name] = np.array([np.stack(columns([r for r in own if r["path"] == k], "x", "y"), -1) for k in paths])
+
+    def draw(axes: Axes) -> None:
+        figure: Any = axes.figure
+        axes.remove()
+        panels = figure.subplots(2, 3, sharex=True, sharey=True).flatten()
+        for panel, name in zip(panels, NAMES, strict=False):
+            draw_paths(panel, name, means[name], surface, Settings.std, ink=figures.INK, points=31)
+        panels[-1].remove()
+
+    title = "The 2-D experiment: paths"
+    caption = (
+        f"Where each estimate leads the policy's mean, from the square; {len(means[NAMES[0]])} paths, the first one thick. "
+        "Star: the best mean. Contours: the true surface; what a network has in its place, docs/toy.md shows."
+    )
+    yield Figure("toy-paths", title, figures.svg(draw, title, (7.8, 4.9)), caption)
+
+
+def toy_gradients(rows: Rows) -> Iterator[Block]:
+    """Variance and bias against the number of samples."""
+    for what in ("variance", "bias"):
+        drawn = []
+        for name in dict.fromkeys(row["estimator"] for row in rows):
+            x, y = columns([row for row in rows if row["estimator"] == name], "samples", what)
+            drawn.append(Line(TITLES.get(name, name), x, y, y, y))
+        title = f"The 2-D experiment: {what} of the gradient"
+        image = figures.lines(drawn, title, x="samples", y=what, log=True)
+        yield Figure(f"toy-{what}", title, image, "Against the number of samples of an estimate.")
 
 
 def one_preset(results: Path) -> Iterator[Section]:
