@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,11 +15,11 @@ import numpy as np
 import pytest
 from helpers import TINY
 
-from reppo import cli
+from reppo import cli, run_directory
 from reppo.bench import launchers, records, runner, suites
 from reppo.bench.records import Key, Record
 from reppo.bench.runner import Bench, Job, in_threads, make_plan
-from reppo.bench.suites import ABLATIONS, ALGORITHMS, BASELINES, DMC23, ESTIMATORS, SUITES, Suite
+from reppo.bench.suites import ABLATIONS, ALGORITHMS, BASELINES, DMC23, ESTIMATORS, HUMANOID, SUITES, Suite
 from reppo.config import PRESETS, ConfigError, preset
 
 CHANGES = {
@@ -34,6 +36,15 @@ SMALL = Suite("for tests", ("probe:TargetReach",), ("reppo",), num_seeds=2, pres
 def test_the_reference_returns_are_the_published_ones(root: Path) -> None:
     with (root / "results" / "published" / "dmc_norm_reference.csv").open(newline="") as file:
         assert {row["task"]: float(row["ref_best_mean"]) for row in csv.DictReader(file)} == DMC23
+
+
+def test_the_humanoids_references_are_the_best_published_means(root: Path) -> None:
+    best: dict[str, float] = {}
+    with (root / "results" / "published" / "dmc_final.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["suite"] == "humanoid":
+                best[row["task"]] = max(best.get(row["task"], -np.inf), float(row["mean"]))
+    assert best == HUMANOID
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -317,6 +328,79 @@ def test_a_run_that_ended_when_nobody_recorded_it_is_not_run_again(tmp_path: Pat
     assert bench.left_behind(job) is None
 
 
+def in_use(bench: Bench, job: Job, seeds: Sequence[int], stack: contextlib.ExitStack) -> Path:
+    """The directory of a run with a job's options that is locked, as by a process whose bench was killed."""
+    directory = bench.work / dataclasses.replace(job, seeds=seeds).name
+    directory.mkdir(parents=True)
+    description = {"env": job.env, "seeds": list(seeds), "config": dataclasses.asdict(job.config or TINY)}
+    (directory / "config.json").write_text(json.dumps({**description, "algorithm": job.algorithm}))
+    stack.enter_context(run_directory.locked(directory))
+    return directory
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+@pytest.mark.parametrize("seeds", [(0, 1), (1,)])
+def test_a_run_that_a_process_has_already_is_left_to_it(
+    resumes: bool, seeds: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unexpected(words: Sequence[str], log: Path) -> int:
+        raise AssertionError
+
+    monkeypatch.setitem(ALGORITHMS, "other", suites.Algorithm("another", command=("other",), resumes=resumes))
+    bench, said = benching(tmp_path, unexpected, monkeypatch)
+    (job,) = make_plan("small", dataclasses.replace(SMALL, algorithms=("other",)), bench.results).jobs
+    with contextlib.ExitStack() as stack:
+        directory = in_use(bench, job, seeds, stack)
+        bench.run([job])
+        assert (bench.left, bench.failed) == ([job], [])
+        assert said == [
+            f"other on probe:TargetReach, seeds 0 to 1: left to process {os.getpid()}, which runs it in {directory}"
+        ]
+    assert not records.read_all(bench.results).records
+    # Once that process has ended it is run, and so is what has other seeds or options than what is in use.
+    assert not bench.is_left(job)
+    with contextlib.ExitStack() as stack:
+        in_use(bench, job, (2,), stack)
+        assert not bench.is_left(job)
+        directory = in_use(bench, dataclasses.replace(job, config=dataclasses.replace(TINY, num_evals=7)), (0,), stack)
+        assert run_directory.holder(directory) == str(os.getpid())
+        assert not bench.is_left(job)
+
+
+def test_a_run_that_another_process_has_begun_meanwhile_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.ExitStack() as stack:
+
+        def too_late(words: Sequence[str], log: Path) -> int:
+            del words
+            in_use(bench, job, job.seeds, stack)
+            log.write_text("reppo: it exists already\n")
+            return 2
+
+        bench, said = benching(tmp_path, too_late, monkeypatch)
+        (job,) = make_plan("small", SMALL, bench.results).jobs
+        bench.run([job])
+    assert (bench.left, bench.failed) == ([job], [])
+    assert "left to process" in said[0]
+    assert not (bench.results / "bench").exists()
+
+
+def test_a_bench_that_left_runs_to_others_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench, _ = benching(tmp_path, in_this_process, monkeypatch)
+    jobs = make_plan("smoke", SUITES["smoke"], bench.results, tasks=["TargetReach"]).jobs
+    with contextlib.ExitStack() as stack:
+        for job in jobs:
+            in_use(bench, job, job.seeds, stack)
+        words = ["bench", "smoke", "--tasks", "TargetReach", "--results", str(bench.results), "--work", str(bench.work)]
+        assert cli.main(words) == runner.STOPPED
+    said = capsys.readouterr()
+    assert said.out.count("left to process") == 2
+    assert said.err.startswith("reppo: 6 runs were left to the processes that have them; the same command goes on")
+
+
 def test_a_baseline_of_other_steps_is_neither_taken_nor_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench, _ = benching(tmp_path, in_this_process, monkeypatch)
     job, directory = baseline(monkeypatch, bench)
@@ -382,6 +466,30 @@ def test_a_process_that_failed_is_recorded_and_launched_again(tmp_path: Path, mo
     assert said == ["reppo on probe:TargetReach, seeds 0 to 1: failed: exit code 2: out of memory"]
     found = records.read_all(bench.results).records
     assert [(record.status, record.problem) for record in found] == 2 * [("failed", "exit code 2: out of memory")]
+    assert make_plan("small", SMALL, bench.results).jobs == jobs
+
+
+def test_a_process_that_failed_counts_with_the_returns_that_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crashing(words: Sequence[str], log: Path) -> int:
+        assert in_this_process(words, log) == 0
+        directory = Path(words[-1])
+        (directory / "summary.json").unlink()
+        table = directory / "evaluations.csv"
+        table.write_bytes(table.read_bytes()[:-9])  # while it wrote the last row, of seed 1
+        log.write_text("killed\n")
+        return 1
+
+    bench, said = benching(tmp_path, crashing, monkeypatch)
+    jobs = make_plan("small", SMALL, bench.results).jobs
+    bench.run(jobs)
+    assert said == ["reppo on probe:TargetReach, seeds 0 to 1: failed: exit code 1: killed"]
+    found = records.read_all(bench.results)
+    assert not found.problems
+    assert [(record.status, record.steps.tolist()) for record in found.records] == [("failed", [0, 192]), ("failed", [0])]
+    with (bench.work / jobs[0].name / "evaluations.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["seed"] == "0"]
+    np.testing.assert_allclose(found.records[0].returns, [float(row["eval/return"]) for row in rows])
+    assert found.records[0].config["total_steps"] == 192
     assert make_plan("small", SMALL, bench.results).jobs == jobs
 
 
@@ -451,6 +559,11 @@ def record(seed: int = 0, **changes: object) -> Record:
     return dataclasses.replace(Record(key, "complete", "reppo train", {"config": config}, 3.0, 1, 1000, curve), **changes)  # pyright: ignore[reportArgumentType]
 
 
+def other_record(seed: int) -> Record:
+    """With other seconds, as another process has."""
+    return record(seed, curve=np.add(record().curve, [0, 1, 0, 0, 0]))
+
+
 def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     path = records.write(record(), tmp_path)
     back = records.read(path)
@@ -459,6 +572,39 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
         if field.name != "curve":
             written = json.loads(json.dumps(getattr(record(), field.name)))
             assert json.loads(json.dumps(getattr(back, field.name))) == written, field.name
+
+
+def test_success_is_recorded_where_the_environment_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def solving(words: Sequence[str], log: Path) -> int:
+        code = in_this_process(words, log)
+        path = Path(words[-1]) / "evaluations.csv"
+        header, *rows = path.read_text().splitlines()
+        more = [",eval/success_once,eval/success_at_end", *(f",{0.25 * i},{0.125 * i}" for i in range(len(rows)))]
+        path.write_text("".join(f"{line}{end}\n" for line, end in zip([header, *rows], more, strict=True)))
+        return code
+
+    bench, _ = benching(tmp_path, solving, monkeypatch)
+    bench.run(make_plan("small", SMALL, bench.results).jobs)
+    found = records.read_all(bench.results)
+    assert not found.problems
+    # Rows are of seeds 0 and 1, and again.
+    assert [record.measured("success_once").tolist() for record in found.records] == [[0, 0.5], [0.25, 0.75]]
+    assert [record.measured("success_at_end").tolist() for record in found.records] == [[0, 0.25], [0.125, 0.375]]
+    path = found.records[0].key.path(bench.results).with_suffix(".csv")
+    assert path.read_text().splitlines()[0] == "env_steps,seconds,return,return_std,episodes,success_once,success_at_end"
+
+
+def test_a_table_without_success_has_the_bytes_that_it_always_had(tmp_path: Path) -> None:
+    path = records.write(record(), tmp_path).with_suffix(".csv")
+    assert path.read_bytes() == b"env_steps,seconds,return,return_std,episodes\n0,1.5,2,0.1,8\n192,2.5,4,0.2,8\n"
+    assert not records.read(path.with_suffix(".json")).has_success
+
+
+@pytest.mark.parametrize("success", [1.5, -0.1, np.nan])
+def test_success_is_a_share(success: float, tmp_path: Path) -> None:
+    curve = np.hstack([record().curve, [[0, 0], [success, 0.5]]])
+    with pytest.raises(ConfigError, match="is no learning curve"):
+        records.read(records.write(record(curve=curve), tmp_path))
 
 
 def test_a_damaged_result_is_set_aside_before_its_place_is_taken(tmp_path: Path) -> None:
@@ -474,6 +620,15 @@ def test_a_return_that_is_not_finite_counts_as_the_one_before() -> None:
     curve = record().curve.copy()
     curve[1, 2] = np.nan
     assert record(curve=curve).returns.tolist() == [2.0, 2.0]
+
+
+def test_a_failed_runs_table_is_checked(tmp_path: Path) -> None:
+    empty = record().curve[:0]
+    assert len(records.read(records.write(record(status="failed", curve=empty), tmp_path)).curve) == 0
+    for spoilt in (record().curve[::-1], np.where(record().curve == 192, np.nan, record().curve)):
+        path = records.write(record(status="failed", curve=spoilt), tmp_path)
+        with pytest.raises(ConfigError, match="is no learning curve"):
+            records.read(path)
 
 
 def spoil_table(path: Path) -> None:
@@ -503,6 +658,14 @@ def change(**values: object) -> Callable[[Path], None]:
         (change(seed="0"), "it does not say which run it is"),
         (change(description=7), "is damaged (TypeError"),
         (change(description={"config": {"total_steps": 1000}}), "has not ended: 192 of 1,000 steps"),
+        (change(description={"config": "x"}), "it does not describe a run"),
+        (change(description={"hardware": "x"}), "it does not describe a run"),
+        (change(description={"hardware": {"devices": [1]}}), "it does not describe a run"),
+        (change(description={"hardware": {"devices": "gpu"}}), "it does not describe a run"),
+        (change(description={"git": 7}), "it does not describe a run"),
+        (change(description={"seeds": 0}), "it does not describe a run"),
+        (change(description={"seeds": [1, 2]}), "it describes another run than it is of"),
+        (change(description={"env": "probe:OneStep"}), "it describes another run than it is of"),
         (lambda path: path.unlink(), "or its run has not ended"),
     ],
 )
@@ -510,7 +673,7 @@ def test_a_damaged_or_foreign_file_is_named_and_left_out(
     damage: Callable[[Path], None], complaint: str, tmp_path: Path
 ) -> None:
     damage(records.write(record(0), tmp_path))
-    records.write(record(1), tmp_path)
+    records.write(other_record(1), tmp_path)
     found = records.read_all(tmp_path)
     assert [r.key.seed for r in found.records] == [1]
     assert len(found.problems) == 1
@@ -525,8 +688,31 @@ def test_two_versions_of_one_run_are_refused(tmp_path: Path) -> None:
         records.read_all(tmp_path)
 
 
+def test_two_runs_with_one_table_are_left_out(tmp_path: Path) -> None:
+    both = {**record().description, "seeds": [0, 1, 2]}
+    paths = [records.write(record(seed, description=both), tmp_path) for seed in (0, 1)]
+    records.write(dataclasses.replace(other_record(2), description=both), tmp_path)
+    found = records.read_all(tmp_path)
+    assert [r.key.seed for r in found.records] == [2]
+    line = f"{paths[0]} and {paths[1]} have one table: one of them is a copy; remove it"
+    assert found.problems == [line]
+    # They are not run again over each other, either: the user has to say which one is sound.
+    with pytest.raises(ConfigError, match=r"have one table"):
+        make_plan("small", SMALL, tmp_path)
+    for suffix in (".json", ".csv"):
+        paths[1].with_suffix(suffix).unlink()
+    assert [r.key.seed for r in records.read_all(tmp_path).records] == [0, 2]
+
+
+def test_seeds_that_got_nothing_may_have_one_table(tmp_path: Path) -> None:
+    nothing = record().curve * [1, 1, 0, 0, 1]
+    for seed in (0, 1):
+        records.write(record(seed, curve=nothing, seeds_together=2), tmp_path)
+    assert [r.key.seed for r in records.read_all(tmp_path).records] == [0, 1]
+
+
 def test_seeds_of_other_options_are_refused(tmp_path: Path) -> None:
-    records.write(record(0), tmp_path)
+    records.write(other_record(0), tmp_path)
     other = {"config": {**dataclasses.asdict(TINY), "gamma": 0.5, "keep_best": False}}
     records.write(record(1, description=other), tmp_path)
     with pytest.raises(ConfigError, match=r"seed 1 differs from seed 0 in gamma 0.99 -> 0.5; keep one"):

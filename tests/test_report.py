@@ -6,7 +6,7 @@ import dataclasses
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,9 +18,11 @@ from helpers import TINY
 from reppo import cli
 from reppo.bench import beside, records, report
 from reppo.bench.figures import CROWDED, FONTS, Bar, Line, bars, inlined, lines, multiples
-from reppo.bench.page import Figure, Missing, Section, Table, html, markdown
+from reppo.bench.page import Figure, Missing, Note, Section, Table, html, markdown
 from reppo.bench.records import Key, Record, Status
+from reppo.bench.statistics import REF_BEST
 from reppo.bench.suites import SUITES
+from reppo.toy.figure import COLOURS
 
 TASKS = ("playground:CartpoleBalance", "playground:CartpoleSwingup")
 DESCRIPTION = {
@@ -33,7 +35,8 @@ DESCRIPTION = {
 def add(results: Path, algorithm: str, env: str, seed: int, finals: float, status: Status = "complete") -> Path:
     """A run that rises linearly to a return."""
     steps = np.linspace(0, 400_000, 5)
-    curve = np.stack([steps, steps / 1000, finals * steps / steps[-1], 0 * steps, 64 + 0 * steps], axis=1)
+    seconds = 10 * TASKS.index(env) + seed + steps / 1000  # no two runs take the same
+    curve = np.stack([steps, seconds, finals * steps / steps[-1], 0 * steps, 64 + 0 * steps], axis=1)
     key = Key("estimators", algorithm, env, seed)
     parts = {"parameters": 3 * 2**20, "batch": 2**19, "replay": 0} if algorithm == "reppo" else None
     run = Record(key, status, "reppo train", DESCRIPTION, 400.0, 1, 2**30, curve, computed_memory_bytes=parts)
@@ -125,13 +128,65 @@ def test_unequal_steps_are_told_of(sections: list[Section]) -> None:
 
     groups = {"reppo": [group("reppo", 800_768)], "ppo": [group("ppo", 207_360)]}
     found: dict[str, Any] = {
-        block.id: block for block in report.aggregates("laptop", groups) if isinstance(block, Figure | Table)
+        block.id: block for block in report.aggregates("laptop", groups, (REF_BEST,)) if isinstance(block, Figure | Table)
     }
     told = "Not after as many steps: reppo 800,768, ppo 207,360."
     assert found["laptop-aggregates"].caption == f"Over 1 task: CartpoleBalance. {told}"
     assert all(found[f"laptop-{part}"].caption.endswith(told) for part in ("profile", "reliability-table", "improvement"))
     # Each has reached tau at its own end, though only the second one at the end of both.
     assert [row[1] for row in found["laptop-reliability-table"].rows] == ["1.000 [1.000, 1.000]"] * 2
+
+
+def test_a_run_that_failed_keeps_its_return_until_the_end(tmp_path: Path) -> None:
+    for seed in range(4):
+        add(tmp_path, "reppo", TASKS[0], seed, 1000.0)
+    whole = records.read(add(tmp_path, "reppo", TASKS[0], 4, 1000.0))
+    failed = dataclasses.replace(whole, status="failed", problem="killed", curve=whole.curve[:2])  # at 250 of 1000
+    records.write(failed, tmp_path)
+    sections = report.page(tmp_path)
+    rows = {row[1]: row for row in table(sections, "estimators-aggregates").rows}
+    assert rows["/1000"][4].startswith("0.850 ")  # (4 * 1000 + 250) / 5
+    assert rows["/1000"][5] == "5"
+    # The others count at their own end, where they are above tau, and not where the first one ended.
+    assert table(sections, "estimators-reliability-table").rows[0][1].startswith("0.800 ")
+    assert "killed" in markdown(sections)
+    assert [row[-1] for row in table(sections, "estimators-runs").rows] == [*["complete"] * 4, "failed"]
+
+
+def suite_of(results: Path, suite: str, env: str, seed: int, last: Sequence[float]) -> None:
+    """A run of `reppo` with these columns after the episodes of its last evaluation; 0 at its first."""
+    curve = np.array([[0, seed, 0, 0, 8, *[0] * len(last[1:])], [400_000, 20, last[0], 0, 8, *last[1:]]], float)
+    records.write(Record(Key(suite, "reppo", env, seed), "complete", "reppo train", DESCRIPTION, 9, 1, None, curve), results)
+
+
+def test_success_is_its_own_normaliser(tmp_path: Path) -> None:
+    tasks = ("maniskill:PokeCube-v1", "maniskill:RollBall-v1")
+    for seed, (once, at_end) in enumerate([(0.5, 0.25), (1.0, 0.75)]):
+        suite_of(tmp_path, "maniskill8", tasks[0], seed, [7.0, once, at_end])
+        suite_of(tmp_path, "maniskill8", tasks[1], seed, [9.0, 1.0, 1.0])
+    sections = report.page(tmp_path)
+    rows = table(sections, "maniskill8-aggregates").rows
+    assert [(row[1], row[4][:6]) for row in rows] == [("success_once", "0.875 "), ("success_at_end", "0.750 ")]
+    figures = {figure.id: figure for figure in blocks(sections, Figure)}
+    assert ">IQM, success_once<" in figures["maniskill8-sample-efficiency"].svg
+    assert ">success_once<" in figures["maniskill8-maniskill-PokeCube-v1"].svg
+    runs = table(sections, "maniskill8-runs")
+    assert list(runs.header[4:7]) == ["return", "success_once", "success_at_end"]
+    assert runs.rows[0][4:7] == ["7", "0.500", "0.250"]
+    # A result from before success was recorded leaves its task out.
+    suite_of(tmp_path, "maniskill8", tasks[0], 2, [8.0])
+    sections = report.page(tmp_path)
+    assert table(sections, "maniskill8-aggregates").caption == "Over 1 task: RollBall-v1."
+    assert table(sections, "maniskill8-runs").rows[2][4:7] == ["8", "-", "-"]
+    assert ">return<" in {figure.id: figure for figure in blocks(sections, Figure)}["maniskill8-maniskill-PokeCube-v1"].svg
+
+
+def test_humanoids_are_compared_with_the_best_published_means(tmp_path: Path) -> None:
+    for seed in range(2):
+        suite_of(tmp_path, "humanoid", "playground:G1JoystickFlatTerrain", seed, [33.9 / 2])
+        suite_of(tmp_path, "humanoid", "playground:T1JoystickRoughTerrain", seed, [29.2])
+    (row,) = table(report.page(tmp_path), "humanoid-aggregates").rows
+    assert row[1:5] == ["ref_best", *["0.750 [0.750, 0.750]"] * 3]
 
 
 def test_unequal_seeds_and_failures_are_shown(sections: list[Section]) -> None:
@@ -154,9 +209,15 @@ def test_what_is_missing_has_a_command(sections: list[Section]) -> None:
     assert missing["estimators: reppo"].command == "reppo bench estimators --algorithms reppo"
     assert {f"{name}: {algorithm}" for name, suite in SUITES.items() for algorithm in suite.algorithms} <= missing.keys()
     for entry in missing.values():
-        command, *rest = entry.command.split()[1:]
+        command, *rest = entry.command.split()[1:] or [""]
         if entry.command.startswith("reppo bench"):
             cli.arguments(command, rest)
+    # What its environments do not suit has none.
+    refused = missing["maniskill8: ppo"]
+    assert refused.why.startswith("cannot be run on 8 of 8 tasks: ppo takes environments that are written in JAX, and")
+    assert [entry.what for entry in missing.values() if not entry.command] == ["maniskill8: ppo"]
+    assert f"| maniskill8: ppo | {refused.why} | - |" in markdown(sections)
+    assert f"<td>{refused.why}</td><td>-</td>" in html(sections)
 
 
 def test_the_same_results_give_the_same_bytes(results: Path, tmp_path: Path) -> None:
@@ -175,6 +236,35 @@ def test_published_figures_are_drawn(root: Path, tmp_path: Path, monkeypatch: py
     assert ids == {f"published-{name}" for name in names}
     curves = {line.name: line for line in beside.Published(tmp_path / "published").task("CheetahRun")}
     assert curves["reppo_large"].y[-1] == pytest.approx(920, abs=40)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "gone"),
+    [
+        ("dmc_aggregates", lambda text: text[: len(text) // 2], {"published-dmc-ref-best", "published-dmc-1000"}),
+        ("dmc_aggregates", lambda text: text[:-2], {"published-dmc-ref-best", "published-dmc-1000"}),
+        ("dmc_reliability", lambda text: text.replace("reliable_at_end", "reliable"), {"published-reliability"}),
+        ("wallclock_aggregates", lambda text: text.replace("60,", "soon,"), {"published-wall-clock"}),
+        ("dmc_ablations", lambda text: "a,b\n1,2\n", {"published-ablations"}),
+        ("dmc_ablations", lambda text: text.replace("data,", "date,", 1), {"published-ablations"}),
+        ("maniskill_aggregates", lambda text: "", {"published-maniskill"}),
+        ("dmc_final", lambda text: text.replace("humanoid,G1", "humanoid,,,G1"), set()),
+        ("dmc_curves", lambda text: text.replace(",", ";"), {"published-CheetahRun"}),
+    ],
+)
+def test_a_damaged_published_table_is_named_and_left_out(
+    name: str, damage: Callable[[str], str], gone: set[str], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(root / "results" / "published", tmp_path / "published")
+    monkeypatch.setattr(beside, "DMC23", {"CheetahRun": 933.1})
+    before = {figure.id for figure in blocks(report.page(tmp_path), Figure)}
+    path = tmp_path / "published" / f"{name}.csv"
+    path.write_text(damage(path.read_text()))
+    sections = report.page(tmp_path)
+    assert before - {figure.id for figure in blocks(sections, Figure)} == gone
+    assert f"published/{name}.csv is damaged or of another program; left out." in markdown(sections)
+    ids = {"dmc_final": "published-humanoid", "dmc_aggregates": "published-dmc-table"}
+    assert ids.get(name) not in {entry.id for entry in blocks(sections, Table)}
 
 
 def test_a_curve_is_drawn_beside_the_published_one_where_steps_are_comparable(root: Path) -> None:
@@ -198,10 +288,22 @@ def test_a_curve_is_drawn_beside_the_published_one_where_steps_are_comparable(ro
 
 
 def test_the_toy_is_drawn_or_said_to_be_damaged(root: Path, tmp_path: Path) -> None:
-    shutil.copy(root / "results" / "toy_gradients.csv", tmp_path)
+    for name in ("toy_gradients.csv", "toy_paths.csv"):
+        shutil.copy(root / "results" / name, tmp_path)
     (section,) = beside.toy(tmp_path)
-    assert [figure.id for figure in blocks([section], Figure)] == ["toy-variance", "toy-bias"]
-    assert all("pathwise, weak surrogate" in figure.svg for figure in blocks([section], Figure))
+    paths, variance, bias = blocks([section], Figure)
+    assert [paths.id, variance.id, bias.id] == ["toy-paths", "toy-variance", "toy-bias"]
+    assert all("pathwise, weak surrogate" in figure.svg for figure in (paths, variance, bias))
+    assert "12 paths" in paths.caption
+    for colour in COLOURS.values():  # of lines, and not of the points where they end
+        assert len(re.findall(rf'd="M [^"]*" [^>]*style="fill: none; stroke: {colour.lower()}', paths.svg)) == 12
+    table = (tmp_path / "toy_paths.csv").read_text()
+    for damaged in (table[: len(table) // 2], table[:-90], table.replace("weak,", "week,"), "a,b\n1,2\n"):
+        (tmp_path / "toy_paths.csv").write_text(damaged)
+        (section,) = beside.toy(tmp_path)
+        assert "toy_paths.csv is damaged" in markdown([section])
+        assert len(blocks([section], Figure)) == 2
+    (tmp_path / "toy_paths.csv").unlink()
     (tmp_path / "toy_gradients.csv").write_text("estimator,samples\nscore,2\n")
     (section,) = beside.toy(tmp_path)
     assert "toy_gradients.csv is damaged" in markdown([section])
@@ -295,6 +397,37 @@ def test_the_papers_order_is_told_of_either_way() -> None:
         "On CartpoleSwingup it does not hold: reppo 0.800, reppo-score_gae 0.400, reppo-score_q 0.200. "
         "Over all of them it does not hold: reppo 0.850, reppo-score_q 0.350, reppo-score_gae 0.350."
     )
+
+
+def test_what_each_part_is_worth_is_ranked_either_way(tmp_path: Path) -> None:
+    def scores(*values: float) -> list[np.ndarray]:
+        return [np.full(4, value) for value in values]
+
+    of = {"reppo": scores(0.9, 0.7), "reppo-no_aux": scores(0.7, 0.6), "reppo-small": scores(0.1, 0.1)}
+    found, note = report.worth("parts", {**of, "reppo-mse": scores(0.5, 0.5)}, "ref_best")
+    assert isinstance(found, Table)
+    assert [(row[0], row[2]) for row in found.rows] == [
+        ("reppo-small", "0.700 [0.700, 0.700]"),
+        ("reppo-mse", "0.300 [0.300, 0.300]"),
+        ("reppo-no_aux", "0.150 [0.150, 0.150]"),
+    ]
+    said = "In the paper, HL-Gauss is the part that matters most. By the mean over the run, ref_best, it "
+    assert note == Note(f"{said}holds: the drop of reppo-mse, 0.300 [0.300, 0.300], is the largest of 2.")
+    unsure = [np.array([0.0, 1.8]), np.array([0.0, 0.0])]
+    _, note = report.worth("parts", {**of, "reppo-mse": unsure}, "ref_best")
+    assert "it holds: " in note.text  # pyright: ignore[reportAttributeAccessIssue]
+    assert note.text.endswith("is the largest of 2, though chance alone may have made it.")  # pyright: ignore
+    _, note = report.worth("parts", {**of, "reppo-mse": scores(0.9, 0.9)}, "ref_best")
+    assert note == Note(
+        f"{said}does not hold: the drop of reppo-mse, -0.100 [-0.100, -0.100], is number 2 of 2; the largest is that of "
+        "reppo-no_aux, 0.150 [0.150, 0.150]."
+    )
+    for algorithm, final in (("reppo", 1000.0), ("reppo-mse", 600.0), ("reppo-no_aux", 900.0)):
+        add(tmp_path, algorithm, TASKS[0], 0, final)
+    rows = {row[0]: row[2] for row in table(report.page(tmp_path), "estimators-parts").rows}
+    # A run rises linearly in four evaluations: their mean is 0.625 of the last one.
+    drops = {"reppo-mse": 250 / 999.8, "reppo-no_aux": 62.5 / 999.8}
+    assert rows == {name: f"{drop:.3f} [{drop:.3f}, {drop:.3f}]" for name, drop in drops.items()}
 
 
 def test_memory_is_what_runs_say_of_themselves(sections: list[Section]) -> None:

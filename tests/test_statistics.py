@@ -136,6 +136,20 @@ def test_the_interval_of_a_mean_is_that_of_its_standard_error() -> None:
     assert interval.high == pytest.approx(runs.mean() + error, abs=0.01)
 
 
+def test_the_interval_of_a_difference_is_that_of_both_standard_errors() -> None:
+    rng = np.random.default_rng(0)
+    first, second = [rng.normal(5, 3, 400)], [rng.normal(4, 4, 400)]
+    found = statistics.difference(first, second)
+    assert found.estimate == pytest.approx(first[0].mean() - second[0].mean())
+    half = 1.96 * (first[0].var() / 400 + second[0].var() / 400) ** 0.5
+    assert float(found.high - found.low) == pytest.approx(2 * half, rel=0.1)
+    assert float(found.high + found.low) / 2 == pytest.approx(float(found.estimate), abs=0.1 * half)
+    # Runs of two algorithms do not belong together, even where they are the same runs.
+    assert float(statistics.difference(first, first).high) > half / 2
+    with pytest.raises(ValueError, match="must have the same tasks, got 1 and 2"):
+        statistics.difference(first, [*first, *first])
+
+
 def test_a_resampled_curve_is_the_curve_of_one_run() -> None:
     curves = [np.array([[0.0, 10.0, 20.0], [1.0, 11.0, 21.0]])]  # every run rises by one
     drawn = statistics.resampled(curves, 50, seed=0)[0]

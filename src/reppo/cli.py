@@ -519,6 +519,11 @@ def run_plan(args: BenchArgs, jobs: Sequence[Any]) -> None:
         signal.signal(signal.SIGTERM, before)
     if benching.failed:
         raise ConfigError(f"{len(benching.failed)} of {len(jobs)} processes failed; their logs are under {args.work}")
+    if benching.left:
+        runs = sum(len(job.seeds) for job in benching.left)
+        raise Stopped(
+            f"{runs} runs were left to the processes that have them; the same command goes on when those have ended"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

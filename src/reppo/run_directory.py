@@ -117,6 +117,19 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def holder(path: Path) -> str | None:
+    """The number of the process that has `locked` the directory, "unknown" where it does not say; None where none has."""
+    try:
+        with (path / "lock").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "unknown"
+    except OSError:  # nobody has ever locked it, or nobody can
+        pass
+    return None
+
+
 @contextlib.contextmanager
 def dropped_unless_begun(path: Path, sign: str = "checkpoints") -> Iterator[None]:
     """Remove a directory that `create` has made, if the run fails before it has anything that is of use: ``sign``."""

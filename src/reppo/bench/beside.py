@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from reppo.bench import figures, statistics
@@ -14,6 +17,8 @@ from reppo.bench.figures import Bar, Line
 from reppo.bench.page import Block, Figure, Note, Section, Table
 from reppo.bench.statistics import PER_1000, REF_BEST
 from reppo.bench.suites import DMC23
+from reppo.toy.experiment import NAMES, Settings, surface
+from reppo.toy.figure import TITLES, draw_paths
 
 Array = NDArray[np.float64]
 Rows = list[dict[str, str]]
@@ -24,23 +29,47 @@ GRID = 41  #: points of a curve
 PAPER = ("reppo_large", "reppo_medium", "reppo_small", "ppo_50M", "sac_brax_5M", "fasttd3_A")
 
 
+#: What is read of each published table: columns of words, and of numbers.
+PUBLISHED = {
+    "dmc_curves": (("task", "algorithm"), ("step", "iqm", "lo", "hi")),
+    "dmc_aggregates": (
+        ("algorithm", "step", "norm", "n_tasks", "seeds_min", "seeds_total"),
+        tuple(f"{name}{end}" for name in ("iqm", "median", "mean") for end in ("", "_lo", "_hi")),
+    ),
+    "dmc_reliability": (("algorithm", "norm"), ("reliable_at_end", "lo", "hi")),
+    "wallclock_aggregates": (("algorithm",), ("seconds", "mean_norm")),
+    "dmc_ablations": (("data", "ablation", "n_tasks"), ("iqm", "iqm_lo", "iqm_hi")),
+    "maniskill_aggregates": (("algorithm", "progress"), ("iqm", "iqm_lo", "iqm_hi")),
+    "dmc_final": (("suite", "task", "algorithm", "n_seeds"), ("mean", "iqm", "iqm_ci_lo", "iqm_ci_hi")),
+}
+
+
 class Published:
-    """The tables of ``results/published``, none where there are none."""
+    """The tables of ``results/published``, none where there are none.
+
+    Attributes:
+        folder: where they are.
+        damaged: names of those that were asked for and cannot be read.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.damaged: list[str] = []
+        self._tables: dict[str, Rows] = {}
 
     @property
     def there(self) -> bool:
-        return (self.folder / "dmc_curves.csv").is_file()
+        return any((self.folder / f"{name}.csv").is_file() for name in PUBLISHED)
 
     def rows(self, name: str) -> Rows:
-        path = self.folder / f"{name}.csv"
-        try:
-            with path.open(newline="") as file:
-                return list(csv.DictReader(file))
-        except (OSError, ValueError, csv.Error):
-            return []
+        """A table of `PUBLISHED`, whole and with numbers where it should have them; no rows where it is damaged."""
+        if name not in self._tables:
+            try:
+                self._tables[name] = whole_table(self.folder / f"{name}.csv", *PUBLISHED[name])
+            except (OSError, ValueError, KeyError, csv.Error):
+                self._tables[name] = []
+                self.damaged.append(name)
+        return self._tables[name]
 
     def task(self, task: str) -> list[Line]:
         """The published curves of a DeepMind Control task."""
@@ -53,6 +82,27 @@ class Published:
         return found
 
 
+def whole_table(path: Path, words: Sequence[str], numbers: Sequence[str]) -> Rows:
+    """The rows of a CSV file that has these columns.
+
+    Raises:
+        OSError, ValueError, KeyError, csv.Error: where it cannot be read, was cut off, lacks a column, or has something
+            else in place of a number.
+    """
+    text = path.read_text()
+    rows = list(csv.DictReader(text.splitlines()))
+    if not rows or not text.endswith("\n"):
+        raise ValueError(f"{path} was cut off")
+    for row in rows:
+        if None in row or None in row.values():
+            raise ValueError(f"{path} has a row that is longer or shorter than its header")
+        if not all(math.isfinite(float(row[name])) for name in numbers):
+            raise ValueError(f"{path} has a number that is not finite")
+    if missing := {*words} - rows[0].keys():
+        raise ValueError(f"{path} has no {', '.join(missing)}")
+    return rows
+
+
 def columns(rows: Rows, *names: str) -> list[Array]:
     return [np.array([float(row[name] or "nan") for row in rows]) for name in names]
 
@@ -60,10 +110,22 @@ def columns(rows: Rows, *names: str) -> list[Array]:
 def published_sections(published: Published) -> Iterator[Section]:
     if not published.there:
         return
+    parts = (
+        published_efficiency, published_finals, published_reliability, published_wall_clock, published_ablations,
+        published_maniskill, published_humanoid,
+    )  # fmt: skip
     blocks: list[Block] = [
         Note("Facts to compare with, made from what the authors of REPPO published; see results/published/README.md. "
              "Numbers of seeds differ between algorithms and tasks.")
     ]  # fmt: skip
+    blocks += [block for part in parts for block in part(published)]
+    curves = list(published_curves(published))
+    blocks += [Note(f"published/{name}.csv is damaged or of another program; left out.") for name in published.damaged]
+    yield Section("What was published", blocks)
+    yield Section("Published curves of every task", curves)
+
+
+def published_efficiency(published: Published) -> Iterator[Block]:
     for normaliser, name in ((REF_BEST, "ref_best"), (PER_1000, "raw/1000")):
         rows = [r for r in published.rows("dmc_aggregates") if r["norm"] == name and r["step"].isdigit()]
         drawn = []
@@ -71,12 +133,15 @@ def published_sections(published: Published) -> Iterator[Section]:
             own = [row for row in rows if row["algorithm"] == algorithm]
             if len(own) > 2:
                 drawn.append(Line(algorithm, *columns(own, "step", "iqm", "iqm_lo", "iqm_hi"), published=True))
+        if not drawn:
+            continue
         title = f"Published: sample efficiency on DMC-23, {normaliser}"
         image = figures.lines(drawn, title, x="environment steps", y=f"IQM, {normaliser}")
-        yield_id = f"published-dmc-{'ref-best' if normaliser == REF_BEST else '1000'}"
-        blocks.append(
-            Figure(yield_id, title, image, "IQM over 23 tasks and all seeds, at 5, 10, 20, 30 and 50 million steps.")
-        )
+        id = f"published-dmc-{'ref-best' if normaliser == REF_BEST else '1000'}"
+        yield Figure(id, title, image, "IQM over 23 tasks and all seeds, at 5, 10, 20, 30 and 50 million steps.")
+
+
+def published_finals(published: Published) -> Iterator[Block]:
     rows = [
         r for r in published.rows("dmc_aggregates") if r["norm"] == "ref_best" and r["step"] in ("50000000", "end(5-10M)")
     ]
@@ -86,84 +151,131 @@ def published_sections(published: Published) -> Iterator[Section]:
             f"{float(r[n]):.3f} [{float(r[f'{n}_lo']):.3f}, {float(r[f'{n}_hi']):.3f}]" for n in ("iqm", "median", "mean")
         ]
         table.append([r["algorithm"], *values, r["n_tasks"], f"{r['seeds_total']} (from {r['seeds_min']} a task)"])
-    header = ["algorithm", "IQM", "median", "mean", "tasks", "runs"]
-    blocks.append(Table("Published: final returns on DMC-23", header, table, REF_BEST, id="published-dmc-table"))
+    if table:
+        header = ["algorithm", "IQM", "median", "mean", "tasks", "runs"]
+        yield Table("Published: final returns on DMC-23", header, table, REF_BEST, id="published-dmc-table")
+
+
+def published_reliability(published: Published) -> Iterator[Block]:
     rows = [r for r in published.rows("dmc_reliability") if r["norm"] == "ref_best" and r["algorithm"] in PAPER]
     title = f"Published: reliability at tau = {TAU}"
-    values = [Bar(r["algorithm"], *(float(r[n]) for n in ("reliable_at_end", "lo", "hi")), published=True) for r in rows]
-    image = figures.bars(values, title, x=f"share of runs at or above {TAU} at the end, {REF_BEST}")
-    blocks.append(Figure("published-reliability", title, image, "On DMC-23."))
+    x = f"share of runs at or above {TAU} at the end, {REF_BEST}"
+    values = [(r["algorithm"], *(float(r[n]) for n in ("reliable_at_end", "lo", "hi"))) for r in rows]
+    yield from published_bars("reliability", title, values, x, "On DMC-23.")
+
+
+def published_wall_clock(published: Published) -> Iterator[Block]:
     rows = published.rows("wallclock_aggregates")
     drawn = []
     for algorithm in PAPER:
         x, y = columns([r for r in rows if r["algorithm"] == algorithm], "seconds", "mean_norm")
         if len(x):
             drawn.append(Line(algorithm, x, y, y, y, published=True))
-    title = "Published: wall-clock on DMC-23"
-    image = figures.lines(drawn, title, x="seconds", y=f"mean, {REF_BEST}")
-    blocks.append(Figure("published-wall-clock", title, image, "Compilation included; without intervals."))
+    if drawn:
+        title = "Published: wall-clock on DMC-23"
+        image = figures.lines(drawn, title, x="seconds", y=f"mean, {REF_BEST}")
+        yield Figure("published-wall-clock", title, image, "Compilation included; without intervals.")
+
+
+def published_ablations(published: Published) -> Iterator[Block]:
     rows = [r for r in published.rows("dmc_ablations") if r["data"].startswith("large")]
-    values = [
-        Bar(f"{r['ablation']} ({r['n_tasks']} tasks)", *(float(r[n]) for n in ("iqm", "iqm_lo", "iqm_hi")), published=True)
-        for r in rows
-    ]
+    values = [(f"{r['ablation']} ({r['n_tasks']} tasks)", *(float(r[n]) for n in ("iqm", "iqm_lo", "iqm_hi"))) for r in rows]
     title = "Published: ablations, 128k samples an update"
-    blocks.append(Figure("published-ablations", title, figures.bars(values, title, x=f"IQM, {REF_BEST}"), "On DMC-23."))
+    yield from published_bars("ablations", title, values, f"IQM, {REF_BEST}", "On DMC-23.")
+
+
+def published_maniskill(published: Published) -> Iterator[Block]:
     rows = [r for r in published.rows("maniskill_aggregates") if r["progress"] == "1.0"]
-    values = [Bar(r["algorithm"], *(float(r[n]) for n in ("iqm", "iqm_lo", "iqm_hi")), published=True) for r in rows]
-    title = "Published: ManiSkill"
+    values = [(r["algorithm"], *(float(r[n]) for n in ("iqm", "iqm_lo", "iqm_hi"))) for r in rows]
     caption = "IQM of success_once at the end, over 8 tasks; what our suite measures is without partial resets."
-    blocks.append(Figure("published-maniskill", title, figures.bars(values, title, x="success_once"), caption))
+    yield from published_bars("maniskill", "Published: ManiSkill", values, "success_once", caption)
+
+
+def published_bars(id: str, title: str, values: Sequence[tuple], x: str, caption: str) -> Iterator[Block]:
+    if values:
+        image = figures.bars([Bar(*value, published=True) for value in values], title, x=x)
+        yield Figure(f"published-{id}", title, image, caption)
+
+
+def published_humanoid(published: Published) -> Iterator[Block]:
     rows = [r for r in published.rows("dmc_final") if r["suite"] == "humanoid"]
     table = [
         [r["task"], r["algorithm"], r["mean"], f"{r['iqm']} [{r['iqm_ci_lo']}, {r['iqm_ci_hi']}]", r["n_seeds"]]
         for r in rows
     ]
-    header = ["task", "algorithm", "mean", "IQM", "seeds"]
-    blocks.append(Table("Published: humanoid locomotion", header, table, id="published-humanoid", folded=True))
-    yield Section("What was published", blocks)
-    small: list[Block] = []
-    for task in DMC23:
-        title = f"Published: {task}"
-        image = figures.lines(published.task(task), task, x="", y="", size=(2.9, 2.0), legend=False)
-        small.append(Figure(f"published-{task}", title, image, "", small=True))
+    if table:
+        header = ["task", "algorithm", "mean", "IQM", "seeds"]
+        yield Table("Published: humanoid locomotion", header, table, id="published-humanoid", folded=True)
+
+
+def published_curves(published: Published) -> Iterator[Block]:
+    if not published.rows("dmc_curves"):
+        return
     names = [
         f"{figures.COLOUR_NAMES[i]}: {name}" for i, name in enumerate(line.name for line in published.task("CheetahRun"))
     ]
-    yield Section(
-        "Published curves of every task", [Note(f"Return against steps; IQM over seeds. {', '.join(names)}."), *small]
-    )
-
-
-TOY = {
-    "score": "score function",
-    "reused": "score function, reused samples",
-    "pathwise": "pathwise, true function",
-    "strong": "pathwise, strong surrogate",
-    "weak": "pathwise, weak surrogate",
-}
+    yield Note(f"Return against steps; IQM over seeds. {', '.join(names)}.")
+    for task in DMC23:
+        title = f"Published: {task}"
+        image = figures.lines(published.task(task), task, x="", y="", size=(2.9, 2.0), legend=False)
+        yield Figure(f"published-{task}", title, image, "", small=True)
 
 
 def toy(results: Path) -> Iterator[Section]:
-    """Variance and bias of gradient estimates, from ``results/toy_gradients.csv``, which `reppo toy` wrote."""
-    path = results / "toy_gradients.csv"
-    if not path.is_file():
-        return
-    blocks: list[Block] = [Note("Made by `reppo toy`; docs/toy.md has its picture, and says what is seen.")]
-    try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        for what in ("variance", "bias"):
-            drawn = []
-            for name in dict.fromkeys(row["estimator"] for row in rows):
-                x, y = columns([row for row in rows if row["estimator"] == name], "samples", what)
-                drawn.append(Line(TOY.get(name, name), x, y, y, y))
-            title = f"The 2-D experiment: {what} of the gradient"
-            image = figures.lines(drawn, title, x="samples", y=what, log=True)
-            blocks.append(Figure(f"toy-{what}", title, image, "Against the number of samples of an estimate."))
-    except (KeyError, ValueError, TypeError, csv.Error):
-        blocks = [Note(f"{path.name} is damaged or of another program; left out.")]
-    yield Section("The 2-D experiment", blocks)
+    """Paths, variance and bias of gradient estimates, from ``results/toy_paths.csv`` and ``results/toy_gradients.csv``,
+    which `reppo toy` wrote."""
+    blocks: list[Block] = []
+    for name, drawn in (("toy_paths.csv", toy_paths), ("toy_gradients.csv", toy_gradients)):
+        path = results / name
+        if not path.is_file():
+            continue
+        try:
+            with path.open(newline="") as file:
+                blocks += list(drawn(list(csv.DictReader(file))))
+        except (KeyError, ValueError, TypeError, IndexError, csv.Error):
+            blocks.append(Note(f"{name} is damaged or of another program; left out."))
+    if blocks:
+        yield Section("The 2-D experiment", [Note("Made by `reppo toy`; docs/toy.md says what is seen."), *blocks])
+
+
+def toy_paths(rows: Rows) -> Iterator[Block]:
+    """A panel for each estimator, as `reppo toy` draws it, but with the true surface in all of them.
+
+    Raises:
+        IndexError, KeyError, ValueError: where an estimator has no paths, or some that are shorter than others.
+    """
+    means = {}
+    for name in NAMES:
+        own = [row for row in rows if row["estimator"] == name]
+        paths = dict.fromkeys(row["path"] for row in own)
+        means[name] = np.array([np.stack(columns([r for r in own if r["path"] == k], "x", "y"), -1) for k in paths])
+
+    def draw(axes: Axes) -> None:
+        figure: Any = axes.figure
+        axes.remove()
+        panels = figure.subplots(2, 3, sharex=True, sharey=True).flatten()
+        for panel, name in zip(panels, NAMES, strict=False):
+            draw_paths(panel, name, means[name], surface, Settings.std, ink=figures.INK, points=31)
+        panels[-1].remove()
+
+    title = "The 2-D experiment: paths"
+    caption = (
+        f"Where each estimate leads the policy's mean, from the square; {len(means[NAMES[0]])} paths, the first one thick. "
+        "Star: the best mean. Contours: the true surface; what a network has in its place, docs/toy.md shows."
+    )
+    yield Figure("toy-paths", title, figures.svg(draw, title, (7.8, 4.9)), caption)
+
+
+def toy_gradients(rows: Rows) -> Iterator[Block]:
+    """Variance and bias against the number of samples."""
+    for what in ("variance", "bias"):
+        drawn = []
+        for name in dict.fromkeys(row["estimator"] for row in rows):
+            x, y = columns([row for row in rows if row["estimator"] == name], "samples", what)
+            drawn.append(Line(TITLES.get(name, name), x, y, y, y))
+        title = f"The 2-D experiment: {what} of the gradient"
+        image = figures.lines(drawn, title, x="samples", y=what, log=True)
+        yield Figure(f"toy-{what}", title, image, "Against the number of samples of an estimate.")
 
 
 def one_preset(results: Path) -> Iterator[Section]:

@@ -52,7 +52,7 @@ class Missing:
 
     what: str
     why: str
-    command: str
+    command: str  #: empty where there is none
 
 
 Block = Note | Figure | Table | Missing
@@ -126,7 +126,7 @@ def html_blocks(blocks: Sequence[Block]) -> list[str]:
         elif isinstance(block, Table):
             parts.append(html_table(block))
         elif isinstance(block, Missing):
-            rows = [[m.what, m.why, m.command] for m in alike if isinstance(m, Missing)]
+            rows = [[m.what, m.why, m.command or "-"] for m in alike if isinstance(m, Missing)]
             parts.append(html_table(Table("", ["what", "why", "the command that would make it"], rows, id="missing-parts")))
         else:
             parts += [f"<p>{escaped(note.text)}</p>\n" for note in alike if isinstance(note, Note)]
@@ -147,7 +147,8 @@ def html_table(table: Table) -> str:
     is_command = [cell.startswith("the command") for cell in table.header]
     rows = ""
     for row in table.rows:
-        cells = (f"<code>{escaped(c)}</code>" if code else escaped(c) for c, code in zip(row, is_command, strict=True))
+        pairs = zip(map(escaped, row), is_command, strict=True)
+        cells = (f"<code>{cell}</code>" if command and cell != "-" else cell for cell, command in pairs)
         rows += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
     name = f' id="{table.id}"' if table.id else ""
     inner = f'<div class="table"><table{name}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n'
@@ -176,7 +177,7 @@ def markdown(sections: Sequence[Section]) -> str:
             elif isinstance(block, Note):
                 parts.append(block.text + "\n")
         if gone:
-            rows = [[m.what, m.why, f"`{m.command}`"] for m in gone]
+            rows = [[m.what, m.why, f"`{m.command}`" if m.command else "-"] for m in gone]
             parts.append(markdown_table(Table("", ["what", "why", "the command that would make it"], rows)))
     return "\n".join(parts)
 

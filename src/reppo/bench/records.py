@@ -1,10 +1,12 @@
 """The results of one run on the disk: a small table of its evaluations, and a JSON file that says what it was.
 
-    results/bench/SUITE/ALGORITHM/SUITE-TASK-seed7.csv    env_steps, seconds, return, return_std, episodes
+    results/bench/SUITE/ALGORITHM/SUITE-TASK-seed7.csv    env_steps, seconds, return, return_std, episodes; and
+                                                          success_once, success_at_end, where the environment says them
     results/bench/SUITE/ALGORITHM/SUITE-TASK-seed7.json   written last: what has one is whole
 
 The JSON file holds the table's SHA-256, so that a table which was cut off, edited or put beside another's description is
-found out, named, and left out. A run that failed has a JSON file, too: it is launched again, and counts until then.
+found out, named, and left out. A run that failed has a JSON file, too, and the evaluations that it had made: it is launched
+again, and counts until then.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -28,6 +30,7 @@ from reppo.files import replacing, set_aside, write_json
 
 FORMAT = "reppo-run-1"
 COLUMNS = ("env_steps", "seconds", "return", "return_std", "episodes")
+SUCCESS = ("success_once", "success_at_end")  #: more columns, where the environment says whether its task is solved
 
 Status = Literal["complete", "diverged", "failed"]
 
@@ -51,7 +54,7 @@ class Key(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One run: its evaluations, and what it was. A run that failed before its first evaluation has none."""
+    """One run: its evaluations, and what it was. One that failed has those before, and none if it failed at once."""
 
     key: Key
     status: Status
@@ -60,7 +63,7 @@ class Record:
     seconds: float  #: from the start of its process to its end, compilation included; of all seeds in it together
     seeds_together: int
     peak_memory_bytes: int | None
-    curve: NDArray[np.float64]  #: ``[T, 5]``, see `COLUMNS`
+    curve: NDArray[np.float64]  #: ``[T, 5]``, see `COLUMNS`; ``[T, 7]`` with `SUCCESS`
     problem: str = ""  #: what went wrong
     computed_memory_bytes: Mapping[str, int] | None = None  #: of its process: parameters, batch, replay; None: unknown
 
@@ -70,8 +73,16 @@ class Record:
 
     @property
     def returns(self) -> NDArray[np.float64]:
-        """Mean greedy return of every evaluation. One that is not finite counts as the one before it."""
-        values = self.curve[:, 2].copy()
+        """Mean greedy return of every evaluation."""
+        return self.measured("return")
+
+    @property
+    def has_success(self) -> bool:
+        return self.curve.shape[1] > len(COLUMNS)
+
+    def measured(self, column: str) -> NDArray[np.float64]:
+        """A column of the table, ``[T]``. A value that is not finite counts as the one before it."""
+        values = self.curve[:, (*COLUMNS, *SUCCESS).index(column)].copy()
         for i in range(1, len(values)):
             if not math.isfinite(values[i]):
                 values[i] = values[i - 1]
@@ -97,7 +108,7 @@ def table(curve: NDArray[np.float64]) -> bytes:
     """The CSV file of a curve."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow((*COLUMNS, *SUCCESS)[: curve.shape[1]])
     writer.writerows([f"{value:.9g}" if math.isfinite(value) else "" for value in row] for row in curve)
     return text.getvalue().encode()
 
@@ -184,11 +195,11 @@ def read(path: Path) -> Record:
 
 
 def curve(data: bytes) -> NDArray[np.float64]:
-    """The rows of a table, ``[T, 5]``."""
+    """The rows of a table, ``[T, 5]``, or ``[T, 7]`` with `SUCCESS`."""
     rows = list(csv.reader(io.StringIO(data.decode(), newline="")))
-    if not rows or tuple(rows[0]) != COLUMNS:
+    if not rows or tuple(rows[0]) not in (COLUMNS, (*COLUMNS, *SUCCESS)):
         raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
-    return np.array([[float(cell or "nan") for cell in row] for row in rows[1:]], float).reshape(-1, len(COLUMNS))
+    return np.array([[float(cell or "nan") for cell in row] for row in rows[1:]], float).reshape(-1, len(rows[0]))
 
 
 def check(record: Record, path: Path) -> None:
@@ -197,13 +208,29 @@ def check(record: Record, path: Path) -> None:
     texts = isinstance(key.suite, str) and isinstance(key.algorithm, str) and isinstance(key.env, str)
     if not texts or type(key.seed) is not int or record.status not in get_args(Status):
         raise ConfigError(f"{path} is damaged: it does not say which run it is")
-    if record.status == "failed":
+    check_description(record, path)
+    if record.status == "failed" and len(steps) == 0:
         return
-    if len(steps) == 0 or np.any(np.diff(steps) <= 0) or not math.isfinite(record.returns[0]):
+    read = len(steps) > 0 and np.isfinite(record.curve[:, :2]).all() and math.isfinite(record.returns[0])
+    success = record.curve[:, len(COLUMNS) :]
+    if not read or np.any(np.diff(steps) <= 0) or not np.all((success >= 0) & (success <= 1)):
         raise ConfigError(f"{path.with_suffix('.csv')} is damaged: it is no learning curve")
     total = record.config.get("total_steps")
     if record.status == "complete" and isinstance(total, int) and steps[-1] < total:
         raise ConfigError(f"{path} is of a run that has not ended: {steps[-1]:,.0f} of {total:,} steps")
+
+
+def check_description(record: Record, path: Path) -> None:
+    """Refuse a description that is of another run, or that a report cannot read; raises `ConfigError`."""
+    about = record.description
+    hardware, config, git = about.get("hardware") or {}, about.get("config") or {}, about.get("git") or ""
+    read = isinstance(hardware, dict) and isinstance(config, dict) and isinstance(git, str)
+    devices = (hardware.get("devices") or []) if read else []
+    seeds = about.get("seeds", [record.key.seed])
+    if not read or not isinstance(seeds, list) or not isinstance(devices, list) or not all(type(d) is str for d in devices):
+        raise ConfigError(f"{path} is damaged: it does not describe a run")
+    if about.get("env", record.key.env) != record.key.env or record.key.seed not in seeds:
+        raise ConfigError(f"{path} is damaged: it describes another run than it is of")
 
 
 class Found(NamedTuple):
@@ -211,6 +238,7 @@ class Found(NamedTuple):
 
     records: list[Record]  #: in the order of their keys
     problems: list[str]  #: a line for each file that was left out
+    copies: frozenset[Key] = frozenset()  #: runs that were left out because they have one table
 
 
 def read_all(results: Path) -> Found:
@@ -242,9 +270,27 @@ def read_all(results: Path) -> Found:
             records[record.key] = record
         else:
             problems.append(f"{path} is not where {record.key} of {record.key.suite} belongs")
-    found = [records[key] for key in sorted(records)]
+    copies: set[Key] = set()
+    for key, other in copied(records.values()):
+        problems.append(f"{seen[key]} and {seen[other]} have one table: one of them is a copy; remove it")
+        copies |= {key, other}
+    found = [records[key] for key in sorted(records.keys() - copies)]
     refuse_mixed(found)
-    return Found(found, problems)
+    return Found(found, problems, frozenset(copies))
+
+
+def copied(found: Iterable[Record]) -> Iterator[tuple[Key, Key]]:
+    """Pairs of runs that have one table, to the last digit: nobody can say which of the two had it.
+
+    Seeds that shared a process have its seconds, and may have one return all along, such as none: that is no copy.
+    """
+    first: dict[bytes, Key] = {}
+    for record in found:
+        told = record.curve[:, 2:]
+        if not np.all(told == told[:1]):
+            other = first.setdefault(table(record.curve), record.key)
+            if other != record.key:
+                yield other, record.key
 
 
 def refuse_mixed(found: Iterable[Record]) -> None:

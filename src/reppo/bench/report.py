@@ -23,9 +23,10 @@ from reppo.bench import figures, records, statistics, suites
 from reppo.bench.beside import GRID, TAU, Published, in_equal_time, one_preset, published_sections, toy
 from reppo.bench.figures import Bar, Line
 from reppo.bench.page import Block, Figure, Missing, Note, Section, Table, html, markdown
-from reppo.bench.records import Record
+from reppo.bench.records import SUCCESS, Record
+from reppo.bench.runner import unsuited
 from reppo.bench.statistics import PER_1000, REF_BEST, Interval
-from reppo.bench.suites import DMC23, ESTIMATORS, SUITES, dmc_task
+from reppo.bench.suites import ABLATIONS, DMC23, ESTIMATORS, HUMANOID, NO_HL_GAUSS, REPPO, SUITES, dmc_task
 from reppo.config import ConfigError
 from reppo.files import replacing
 
@@ -122,21 +123,35 @@ class Group(NamedTuple):
     env: str
     runs: list[Record]
 
-    def on(self, grid: Array, column: str = "steps") -> Array:
-        """Returns at these steps or seconds, ``[T, N]``."""
-        return np.stack([run_on(run, grid, column) for run in self.runs], axis=-1)
-
     @property
-    def finals(self) -> Array:
-        return np.array([run.returns[-1] for run in self.runs])
+    def normalisers(self) -> tuple[str, ...]:
+        """Those of the task that all of the runs can have."""
+        found = suites.normalisers(self.env)
+        return () if found == SUCCESS and not all(run.has_success for run in self.runs) else found
+
+    def on(self, grid: Array, normaliser: str = "", column: str = "steps") -> Array:
+        """Scores at these steps or seconds, ``[T, N]``; returns without a normaliser."""
+        found = [run_on(run, grid, column, measure(normaliser)) for run in self.runs]
+        return normalised(self.env, normaliser, np.stack(found, axis=-1))
+
+    def over_the_run(self, normaliser: str) -> Array:
+        """Mean over the evaluations, that of the untrained policy left out, ``[N]``: how fast a run has learned."""
+        steps = max((run.steps for run in self.runs), key=lambda steps: steps[-1])
+        return self.on(steps[1:] if len(steps) > 1 else steps, normaliser).mean(axis=0)
+
+    def finals(self, normaliser: str) -> Array:
+        """Scores at the end, ``[N]``."""
+        found = [run.measured(measure(normaliser))[-1] for run in self.runs]
+        return normalised(self.env, normaliser, np.array(found))
 
 
-def run_on(run: Record, grid: Array, column: str) -> Array:
+def run_on(run: Record, grid: Array, column: str, measure: str = "return") -> Array:
+    values = run.measured(measure)
     if column == "steps":
-        return statistics.on_grid(run.steps, run.returns, grid)
+        return statistics.on_grid(run.steps, values, grid)
     # Before its first evaluation a run has nothing to show; afterwards it has what it showed last.
     indices = np.searchsorted(run.curve[:, 1], grid, side="right") - 1
-    return np.where(indices < 0, 0.0, run.returns[np.maximum(indices, 0)])
+    return np.where(indices < 0, 0.0, values[np.maximum(indices, 0)])
 
 
 def groups_of(found: Sequence[Record]) -> list[Group]:
@@ -150,10 +165,21 @@ def groups_of(found: Sequence[Record]) -> list[Group]:
     return [Group(*key, groups[key]) for key in keys]
 
 
-def normalised(env: str, normaliser: str, returns: Array) -> Array:
-    task = dmc_task(env)
-    assert task is not None
-    return statistics.per_1000(returns) if normaliser == PER_1000 else statistics.per_reference(returns, DMC23[task])
+def measure(normaliser: str) -> str:
+    """The column of a run's table that a normaliser is of."""
+    return normaliser if normaliser in SUCCESS else "return"
+
+
+def normalised(env: str, normaliser: str, values: Array) -> Array:
+    if normaliser == PER_1000:
+        return statistics.per_1000(values)
+    if normaliser == REF_BEST:
+        return statistics.per_reference(values, {**DMC23, **HUMANOID}[env.partition(":")[2]])
+    return values
+
+
+def worded(normaliser: str, plural: str = "") -> str:
+    return normaliser if normaliser in SUCCESS else f"normalised return{plural} ({normaliser})"
 
 
 def suite_section(name: str, found: Sequence[Record], published: Published) -> Section:
@@ -161,20 +187,27 @@ def suite_section(name: str, found: Sequence[Record], published: Published) -> S
     about = SUITES[name].about if name in SUITES else "not a suite of this version"
     blocks: list[Block] = [Note(f"{about[:1].upper()}{about[1:]}."), counts(name, found)]
     algorithms = list(dict.fromkeys(group.algorithm for group in groups))
-    tasks = list(dict.fromkeys(group.env for group in groups if dmc_task(group.env)))
-    there = {(group.algorithm, group.env): group for group in groups}
+    there = {(group.algorithm, group.env): group for group in groups if group.normalisers}
+    tasks = list(dict.fromkeys(env for _, env in there))
     common = [task for task in tasks if all((algorithm, task) in there for algorithm in algorithms)]
+    common = [task for task in common if suites.normalisers(task) == suites.normalisers(common[0])]
     if common:
         of = {algorithm: [there[algorithm, task] for task in common] for algorithm in algorithms}
-        blocks += aggregates(name, of)
+        blocks += aggregates(name, of, suites.normalisers(common[0]))
         left = [task for task in tasks if task not in common]
         if left:
-            blocks.append(Note(f"Not in the aggregates, for want of runs of every algorithm: {', '.join(left)}."))
+            reason = "for want of runs of every algorithm with the same normalisers"
+            blocks.append(Note(f"Not in the aggregates, {reason}: {', '.join(left)}."))
     elif groups:
         blocks.append(Note("No task that a normaliser is defined for has runs of every algorithm: no aggregates."))
-    compared = [task for task in tasks if all((algorithm, task) in there for algorithm in ESTIMATORS)]
+    parts = [algorithm for algorithm in algorithms if algorithm in ABLATIONS and algorithm != REPPO]
+    if common and REPPO in algorithms and NO_HL_GAUSS in parts and len(parts) > 1:
+        normaliser = suites.normalisers(common[0])[0]
+        scores = {a: [there[a, task].over_the_run(normaliser) for task in common] for a in (REPPO, *parts)}
+        blocks += worth(name, scores, normaliser)
+    compared = [task for task in tasks if dmc_task(task) and all((algorithm, task) in there for algorithm in ESTIMATORS)]
     if compared:
-        scores = {a: [normalised(task, REF_BEST, there[a, task].finals) for task in compared] for a in ESTIMATORS}
+        scores = {a: [there[a, task].finals(REF_BEST) for task in compared] for a in ESTIMATORS}
         blocks.append(ordering(scores, compared))
     blocks += task_curves(name, groups, published)
     blocks += memory(name, groups)
@@ -206,16 +239,19 @@ def counts(name: str, found: Sequence[Record]) -> Table:
     )
 
 
-def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
-    """Tables and figures over all tasks, of every algorithm's groups in one order of tasks."""
+def aggregates(name: str, of: dict[str, list[Group]], normalisers: Sequence[str]) -> Iterator[Block]:
+    """Tables and figures over all tasks, of every algorithm's groups in one order of tasks; figures have the first
+    normaliser."""
+    main = normalisers[0]
     tasks = [group.env for group in next(iter(of.values()))]
-    over = f"{len(tasks)} task{'s' * (len(tasks) > 1)}: {', '.join(dmc_task(t) or t for t in tasks)}"
-    ends = {algorithm: min(run.steps[-1] for group in groups for run in group.runs) for algorithm, groups in of.items()}
+    over = f"{len(tasks)} task{'s' * (len(tasks) > 1)}: {', '.join(t.partition(':')[2] for t in tasks)}"
+    # A run that ended early has the return that it had until the end of the others.
+    ends = {algorithm: max(run.steps[-1] for group in groups for run in group.runs) for algorithm, groups in of.items()}
     grids = {algorithm: np.linspace(0, end, GRID) for algorithm, end in ends.items()}
     rows = []
-    for normaliser in (REF_BEST, PER_1000):
+    for normaliser in normalisers:
         for algorithm, groups in of.items():
-            scores = [normalised(group.env, normaliser, group.finals) for group in groups]
+            scores = [group.finals(normaliser) for group in groups]
             values = [interval(statistics.bootstrap(scores, f)) for f in statistics.AGGREGATES.values()]
             seeds = [len(group.runs) for group in groups]
             shown = str(seeds[0]) if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
@@ -225,25 +261,23 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
     if max(ends.values()) > 1.1 * min(ends.values()):
         made = ", ".join(f"{algorithm} {end:,.0f}" for algorithm, end in ends.items())
         unequal = f" Not after as many steps: {made}."
-    yield Table("Final returns", header, rows, f"Over {over}.{unequal}", id=f"{name}-aggregates")
+    title = "Final success" if main in SUCCESS else "Final returns"
+    yield Table(title, header, rows, f"Over {over}.{unequal}", id=f"{name}-aggregates")
 
-    curves = {
-        algorithm: [normalised(group.env, REF_BEST, group.on(grids[algorithm])) for group in groups]
-        for algorithm, groups in of.items()
-    }
+    curves = {algorithm: [group.on(grids[algorithm], main) for group in groups] for algorithm, groups in of.items()}
     drawn = [
         Line(algorithm, grids[algorithm], *statistics.sample_efficiency(c, resamples=500)) for algorithm, c in curves.items()
     ]
     title = f"Sample efficiency, {name}"
-    caption = f"IQM of normalised returns ({REF_BEST}) over {over}."
+    caption = f"IQM of {worded(main, 's')} over {over}."
     crowded = len(of) >= figures.CROWDED  # then tables say the rest
-    image = (figures.multiples if crowded else figures.lines)(drawn, title, x="environment steps", y=f"IQM, {REF_BEST}")
+    image = (figures.multiples if crowded else figures.lines)(drawn, title, x="environment steps", y=f"IQM, {main}")
     if crowded:
         caption += f" Dashed: {drawn[0].name}."
     yield Figure(f"{name}-sample-efficiency", title, image, caption)
     if not crowded:
-        yield wall_clock(name, of)
-        yield profile(name, of, unequal)
+        yield wall_clock(name, of, main)
+        yield profile(name, of, main, unequal)
 
     drawn, rows = [], []
     for algorithm, c in curves.items():
@@ -253,17 +287,17 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
         drawn.append(Line(algorithm, grids[algorithm], found.from_step, found.from_step, found.from_step))
     title = f"Reliability at tau = {TAU}, {name}"
     if not crowded:
-        caption = f"Share of runs that are at or above {TAU} ({REF_BEST}) from this step on, to the end."
+        caption = f"Share of runs that are at or above {TAU} ({main}) from this step on, to the end."
         image = figures.lines(drawn, title, x="environment steps", y="share of runs", y_range=(-0.02, 1.02))
         yield Figure(f"{name}-reliability", title, image, caption)
     header = ["algorithm", "at the end", "never dropped after first reaching it", "ever reached"]
-    yield Table(title, header, rows, f"Shares of runs, {REF_BEST}.{unequal}", id=f"{name}-reliability-table")
+    yield Table(title, header, rows, f"Shares of runs, {main}.{unequal}", id=f"{name}-reliability-table")
 
     first, *others = of
     if others:
         values = []
         for other in others:
-            x, y = ([normalised(g.env, REF_BEST, g.finals) for g in of[a]] for a in (first, other))
+            x, y = ([group.finals(main) for group in of[a]] for a in (first, other))
             found = statistics.probability_of_improvement(x, y)
             values.append(Bar(f"{first} > {other}", float(found.estimate), float(found.low), float(found.high)))
         title = f"Probability of improvement, {name}"
@@ -272,31 +306,31 @@ def aggregates(name: str, of: dict[str, list[Group]]) -> Iterator[Block]:
         yield Figure(f"{name}-improvement", title, image, caption)
 
 
-def wall_clock(name: str, of: dict[str, list[Group]]) -> Figure:
+def wall_clock(name: str, of: dict[str, list[Group]], normaliser: str) -> Figure:
     drawn = []
     for algorithm, groups in of.items():
         seconds = np.linspace(0, max(run.curve[-1, 1] for group in groups for run in group.runs), GRID)
-        c = [normalised(group.env, REF_BEST, group.on(seconds, "seconds")) for group in groups]
+        c = [group.on(seconds, normaliser, "seconds") for group in groups]
         drawn.append(Line(algorithm, seconds, *statistics.sample_efficiency(c, resamples=500)))
     title = f"Wall-clock, {name}"
     caption = (
         "Seconds since the process began, compilation included, and 0 before the first evaluation; where seeds shared a "
         "process, of all of them together. They depend on what else the machine does, which docs/benchmarks.md tells."
     )
-    image = figures.lines(drawn, title, x="seconds", y=f"IQM, {REF_BEST}")
+    image = figures.lines(drawn, title, x="seconds", y=f"IQM, {normaliser}")
     return Figure(f"{name}-wall-clock", title, image, caption)
 
 
-def profile(name: str, of: dict[str, list[Group]], unequal: str) -> Figure:
+def profile(name: str, of: dict[str, list[Group]], normaliser: str, unequal: str) -> Figure:
     taus = np.linspace(0, 1.1, 111)
     drawn = []
     for algorithm, groups in of.items():
-        scores = [normalised(group.env, REF_BEST, group.finals) for group in groups]
+        scores = [group.finals(normaliser) for group in groups]
         shares = statistics.bootstrap(scores, lambda s: statistics.performance_profile(s, taus), resamples=500)
         drawn.append(Line(algorithm, taus, *shares))
     title = f"Performance profile, {name}"
-    caption = f"Share of runs whose final normalised return ({REF_BEST}) is above tau.{unequal}"
-    image = figures.lines(drawn, title, x=f"tau, {REF_BEST}", y="share of runs", y_range=(-0.02, 1.02))
+    caption = f"Share of runs whose final {worded(normaliser)} is above tau.{unequal}"
+    image = figures.lines(drawn, title, x=f"tau, {normaliser}", y="share of runs", y_range=(-0.02, 1.02))
     return Figure(f"{name}-profile", title, image, caption)
 
 
@@ -316,23 +350,53 @@ def ordering(scores: dict[str, list[Array]], tasks: Sequence[str]) -> Note:
     return Note(f"The paper's order of gradient estimators is {order}. By IQM, {REF_BEST}: {' '.join(found)}")
 
 
+def worth(name: str, scores: dict[str, list[Array]], normaliser: str) -> Iterator[Block]:
+    """What is lost with each part of REPPO, the greatest loss first, and whether that is HL-Gauss, as in the paper."""
+    lost = {a: statistics.difference(scores[REPPO], s) for a, s in scores.items() if a != REPPO}
+    ranked = sorted(lost, key=lambda a: -float(lost[a].estimate))
+    rows = [[a, ABLATIONS[a].about, interval(lost[a])] for a in ranked]
+    tasks = len(scores[REPPO])
+    caption = (
+        f"Mean over the run, {normaliser}, of reppo minus that without the part, over {tasks} task{'s' * (tasks > 1)}; a "
+        "negative number is a gain. The mean is over all evaluations but that of the untrained policy."
+    )
+    yield Table("What each part is worth", ["algorithm", "what differs", "drop"], rows, caption, id=f"{name}-parts")
+    parts = [a for a in ranked if ABLATIONS[a].data_divisor == 1]  # less data is not a part less
+    place, found = parts.index(NO_HL_GAUSS) + 1, interval(lost[NO_HL_GAUSS])
+    if place == 1:
+        verdict = f"holds: the drop of {NO_HL_GAUSS}, {found}, is the largest of {len(parts)}"
+        verdict += "." if lost[NO_HL_GAUSS].low > 0 else ", though chance alone may have made it."
+    else:
+        verdict = (
+            f"does not hold: the drop of {NO_HL_GAUSS}, {found}, is number {place} of {len(parts)}; the largest is that of "
+            f"{parts[0]}, {interval(lost[parts[0]])}."
+        )
+    yield Note(f"In the paper, HL-Gauss is the part that matters most. By the mean over the run, {normaliser}, it {verdict}")
+
+
 def interval(found: Interval, digits: int = 3) -> str:
     return f"{found.estimate:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
 def task_curves(name: str, groups: Sequence[Group], published: Published) -> Iterator[Block]:
-    """A figure for every task: the mean over seeds, beside the published IQM where the steps are comparable."""
+    """A figure for every task: the mean over seeds, beside the published IQM where the steps are comparable. Of success,
+    where that is what the task's runs are compared by."""
     for env in dict.fromkeys(group.env for group in groups):
         own = [group for group in groups if group.env == env]
+        shown = SUCCESS[0] if all(group.normalisers == SUCCESS for group in own) else ""
         drawn = []
         for group in own:
             grid = np.linspace(0, max(run.steps[-1] for run in group.runs), GRID)
             drawn.append(
-                Line(group.algorithm, grid, *statistics.sample_efficiency([group.on(grid)], statistics.mean, resamples=500))
+                Line(
+                    group.algorithm,
+                    grid,
+                    *statistics.sample_efficiency([group.on(grid, shown)], statistics.mean, resamples=500),
+                )
             )
         task = dmc_task(env)
         crowded = len(drawn) >= figures.CROWDED
-        caption = "Mean return over seeds." + crowded * f" Dashed: {drawn[0].name}."
+        caption = f"Mean {measure(shown)} over seeds." + crowded * f" Dashed: {drawn[0].name}."
         if task is not None:
             if max(line.x[-1] for line in drawn) >= COMPARABLE * PUBLISHED_STEPS:
                 drawn += published.task(task)
@@ -340,7 +404,7 @@ def task_curves(name: str, groups: Sequence[Group], published: Published) -> Ite
             elif published.there:
                 caption += f" Published after 50 million steps, best of all methods: {DMC23[task]:.4g}."
         title = f"{env.partition(':')[2]}, {name}"
-        image = (figures.multiples if crowded else figures.lines)(drawn, title, x="environment steps", y="return")
+        image = (figures.multiples if crowded else figures.lines)(drawn, title, x="environment steps", y=measure(shown))
         yield Figure(f"{name}-{env.replace(':', '-')}", title, image, caption)
 
 
@@ -368,6 +432,7 @@ def memory(name: str, groups: Sequence[Group]) -> Iterator[Block]:
 
 def every_run(name: str, found: Sequence[Record]) -> Table:
     rows = []
+    more = SUCCESS if any(r.has_success for r in found) else ()
     for r in found:
         memory = "-" if r.peak_memory_bytes is None else f"{r.peak_memory_bytes / 2**20:,.0f}"
         final = f"{r.returns[-1]:.4g}" if len(r.curve) else "-"
@@ -382,6 +447,7 @@ def every_run(name: str, found: Sequence[Record]) -> Table:
                 str(r.key.seed),
                 steps,
                 final,
+                *(f"{r.measured(column)[-1]:.3f}" if r.has_success and len(r.curve) else "-" for column in more),
                 shared,
                 memory,
                 r.hardware if r.description else "-",
@@ -389,7 +455,7 @@ def every_run(name: str, found: Sequence[Record]) -> Table:
                 r.status,
             ]
         )
-    header = ["algorithm", "task", "seed", "steps", "return", "seconds", "peak MB", "hardware", "revision", "status"]
+    header = ["algorithm", "task", "seed", "steps", "return", *more, "seconds", "peak MB", "hardware", "revision", "status"]
     caption = "A revision with + had changes that were not committed."
     return Table("Every run", header, rows, caption, folded=len(rows) > 12, id=f"{name}-runs")
 
@@ -403,15 +469,15 @@ def missing(results: Path, found: Sequence[Record], published: Published) -> Sec
     for name, suite in SUITES.items():
         there = {r.key[1:] for r in found if r.key.suite == name and r.status != "failed"}
         for algorithm in suite.algorithms:
-            asked = [(algorithm, env, seed) for env in suite.tasks for seed in suite.seeds]
+            refused = [problem for env in suite.tasks if (problem := unsuited(algorithm, env))]
+            if refused:
+                reason = f"cannot be run on {len(refused)} of {len(suite.tasks)} tasks: {refused[0]}"
+                blocks.append(Missing(f"{name}: {algorithm}", reason, ""))
+            asked = [(algorithm, env, s) for env in suite.tasks if not unsuited(algorithm, env) for s in suite.seeds]
             absent = len(asked) - len(there & set(asked))
-            if not absent:
-                continue
-            command = f"reppo bench {name} --algorithms {algorithm}"
-            reason = f"{absent} of {len(asked)} runs"
-            if algorithm not in suites.ALGORITHMS:
-                reason += ", and there is no such algorithm here yet"
-            blocks.append(Missing(f"{name}: {algorithm}", reason, command))
+            if absent:
+                command = f"reppo bench {name} --algorithms {algorithm}"
+                blocks.append(Missing(f"{name}: {algorithm}", f"{absent} of {len(asked)} runs", command))
     if not published.there:
         blocks.append(Missing("published figures", "there is no results/published", "git checkout results/published"))
     for what, name, command in OTHERS:

@@ -128,7 +128,7 @@ def make_plan(
 
     Raises:
         ConfigError: for a task or an algorithm that the suite does not have, or where a result is there that was made
-            with other options.
+            with other options, or that may be a copy of another.
     """
     found = records.read_all(results)
     there = {record.key: record for record in found.records}
@@ -150,7 +150,10 @@ def make_plan(
             config = suite.configured(algorithm)
             missing = []
             for seed in all_seeds:
-                record = there.get(Key(name, algorithm, env, seed))
+                key = Key(name, algorithm, env, seed)
+                if key in found.copies:
+                    raise ConfigError(next(line for line in found.problems if str(key.path(results)) in line))
+                record = there.get(key)
                 if record is not None and record.status != "failed":
                     refuse_other_options(record, config, results)
                     plan.done.append(record.key)
@@ -252,6 +255,7 @@ class Bench:
         tell: receives a line for whoever watches.
         launcher: where the processes run.
         failed: jobs whose process has failed.
+        left: jobs that are left to a process which runs them already.
     """
 
     results: Path
@@ -259,6 +263,7 @@ class Bench:
     tell: Callable[[str], None]
     launcher: Launcher
     failed: list[Job] = dataclasses.field(default_factory=list)
+    left: list[Job] = dataclasses.field(default_factory=list)
     _processes: set[Process] = dataclasses.field(default_factory=set)
     _stopping: threading.Event = dataclasses.field(default_factory=threading.Event)
 
@@ -283,6 +288,8 @@ class Bench:
             return []
         if (found := self.left_behind(job)) is not None:
             return self.record(job, found)
+        if self.is_left(job):
+            return []
         directory = self.free_directory(job)
         log = directory.with_name(directory.name + ".log")
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -296,14 +303,16 @@ class Bench:
             self.tell(f"{job}: diverged; each seed is run again by itself")
             return [dataclasses.replace(job, seeds=(seed,)) for seed in job.seeds]
         if code not in (0, DIVERGED):
-            self.fail(job, f"exit code {code}: {last_words(log)}", seconds)
+            if self.is_left(job):  # that process had only begun, and had no directory yet
+                return []
+            self.fail(job, directory, f"exit code {code}: {last_words(log)}", seconds)
             return []
         try:
             found = collected(
                 job, directory, "complete" if code == 0 else "diverged", last_words(log) if code else "", seconds
             )
         except ConfigError as error:
-            self.fail(job, str(error), seconds)
+            self.fail(job, directory, str(error), seconds)
             return []
         return self.record(job, found)
 
@@ -339,6 +348,16 @@ class Bench:
                     return collected(job, directory, "complete", "", math.nan)
         return None
 
+    def is_left(self, job: Job) -> bool:
+        """Whether a process runs some of a job's seeds already, because its bench was killed and it was not."""
+        for directory in sorted((self.work / job.suite / job.algorithm).glob("*/")):
+            process = run_directory.holder(directory)
+            if process is not None and {*seeds_of(job, directory)} & {*job.seeds}:
+                self.left.append(job)
+                self.tell(f"{job}: left to process {process}, which runs it in {directory}")
+                return True
+        return False
+
     def free_directory(self, job: Job) -> Path:
         """The run directory to go on in, or a new one: one of something else is never touched, nor one that cannot go on."""
         resumes = ALGORITHMS[job.algorithm].resumes
@@ -358,30 +377,38 @@ class Bench:
         finally:
             self._processes.discard(process)
 
-    def fail(self, job: Job, problem: str, seconds: float) -> None:
-        """Record that a job has failed: it was launched, so the tables have it."""
+    def fail(self, job: Job, directory: Path, problem: str, seconds: float) -> None:
+        """Record that a job has failed: it was launched, so the tables have it, with the returns that it had."""
         self.failed.append(job)
         self.tell(f"{job}: failed: {problem}")
-        empty = np.zeros((0, len(records.COLUMNS)))
-        for key in job.keys:
-            if self.recorded(key):  # by another bench meanwhile
-                continue
-            command = shown_command(dataclasses.replace(job, seeds=(key.seed,)))
-            records.write(Record(key, "failed", command, {}, seconds, len(job.seeds), None, empty, problem), self.results)
+        try:
+            found = collected(job, directory, "failed", problem, seconds)
+        except ConfigError:  # it came to nothing that can be read
+            empty = np.zeros((0, len(records.COLUMNS)))
+            command = shown_command(job)
+            found = [Record(key, "failed", command, {}, seconds, len(job.seeds), None, empty, problem) for key in job.keys]
+        for record in found:
+            if not self.recorded(record.key):  # by another bench meanwhile
+                records.write(record, self.results)
 
 
 def is_of(job: Job, directory: Path) -> bool:
     """Whether a run directory is of this job."""
+    return seeds_of(job, directory) == list(job.seeds)
+
+
+def seeds_of(job: Job, directory: Path) -> list[int]:
+    """The seeds of a run directory that is of a job's task, algorithm and options; none where it is not."""
     try:
         description = run_directory.read_description(directory)
     except ConfigError:
-        return False
+        return []
     assert job.config is not None
-    if description["env"] != job.env or description["seeds"] != list(job.seeds):
-        return False
+    if description["env"] != job.env:
+        return []
     if not ALGORITHMS[job.algorithm].is_reppo and description.get("algorithm", job.algorithm) != job.algorithm:
-        return False
-    return not other_options(job.algorithm, description["config"], job.config)
+        return []
+    return [] if other_options(job.algorithm, description["config"], job.config) else description["seeds"]
 
 
 #: Options that a suite gives to a baseline; the rest are its preset's.
@@ -411,19 +438,22 @@ def shown_command(job: Job) -> str:
 
 
 def collected(job: Job, directory: Path, status: records.Status, problem: str, seconds: float) -> list[Record]:
-    """The records of a run directory whose process has ended, one for each seed.
+    """The records of a run directory whose process has ended, one for each seed. One that has failed may have none of its
+    evaluations; a row that was cut off in the middle is none.
 
     Raises:
         ConfigError: where the directory does not have what a run of `reppo train` leaves.
     """
     try:
         description: dict[str, Any] = json.loads((directory / "config.json").read_text())
-        with (directory / "evaluations.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
+        text = (directory / "evaluations.csv").read_text()
+        rows = list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
         summary = {}
         if status == "complete":
             summary = json.loads((directory / "summary.json").read_text())
-        columns = ("env_steps", "time/seconds", "eval/return", "eval/return_std", "eval/episodes")
+        columns = ["env_steps", "time/seconds", "eval/return", "eval/return_std", "eval/episodes"]
+        success = [f"eval/{name}" for name in records.SUCCESS]
+        columns += success if rows and all(row.get(c) for row in rows for c in success) else []
         curves = {
             seed: np.array([[float(row[c] or "nan") for c in columns] for row in rows if float(row["seed"]) == seed])
             for seed in job.seeds
@@ -441,7 +471,7 @@ def collected(job: Job, directory: Path, status: records.Status, problem: str, s
             seconds=float(summary.get("seconds", seconds)),
             seeds_together=len(job.seeds),
             peak_memory_bytes=summary.get("peak_memory_bytes"),
-            curve=curves[key.seed].reshape(-1, len(records.COLUMNS)),
+            curve=curves[key.seed].reshape(-1, len(columns)),
             problem=problem,
             computed_memory_bytes=summary.get("computed_memory_bytes"),
         )

@@ -182,6 +182,27 @@ def probability_of_improvement(
     return Interval(probability(check(better), check(worse)), low, high)
 
 
+def difference(
+    first: Scores,
+    second: Scores,
+    statistic: Statistic = mean,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
+) -> Interval:
+    """A statistic of one algorithm minus that of another, ``[...]``, with its interval: the runs of each are drawn again.
+
+    Raises:
+        ValueError: where the two do not have the same number of tasks.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"the two must have the same tasks, got {len(first)} and {len(second)}")
+    draws = statistic(resampled(first, resamples, seed)) - statistic(resampled(second, resamples, seed + 1))
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return Interval(statistic(check(first)) - statistic(check(second)), low, high)
+
+
 # ------------------------------------------------------------------------------------------------ curves
 
 

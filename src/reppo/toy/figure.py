@@ -98,7 +98,7 @@ def draw(outcome: Outcome, settings: Settings) -> Figure:
     parts: Any = figure.subfigures(2, 1, height_ratios=(1.0, 1.12))
     above, below = parts
     for axes, name in zip(above.subplots(1, len(NAMES), sharex=True, sharey=True), NAMES, strict=True):
-        draw_paths(axes, name, outcome, settings)
+        draw_paths(axes, name, outcome.paths[name].mean, outcome.believed[name], settings.std)
     variance, bias, objective = below.subplots(1, 3)
     draw_variance(variance, outcome)
     draw_bias(bias, outcome)
@@ -121,25 +121,26 @@ def best_mean(std: float) -> tuple[np.ndarray, float]:
     return np.asarray(grid[np.argmax(values)]), float(values.max())
 
 
-def draw_paths(axes: Axes, name: str, outcome: Outcome, settings: Settings) -> None:
-    """What an estimator believes the surface to be, and where it leads."""
-    x, y, values = on_grid(outcome.believed[name])
+def draw_paths(
+    axes: Axes, name: str, means: np.ndarray, believed: Function, std: float, *, ink: str = INK, points: int = 121
+) -> None:
+    """What an estimator believes the surface to be, and where it leads: ``means`` of ``[paths, steps, 2]``."""
+    x, y, values = on_grid(believed, points)
     # Levels at equal distances in the square root of the depth: the ridge shows, and its steep sides do not crowd.
     levels = -(np.linspace(0, 3.4, 18)[::-1] ** 2)
     axes.contourf(x, y, np.clip(values, levels[0], 0), levels=levels, cmap="Greys_r", alpha=0.55)
     axes.contour(x, y, values, levels=levels, colors="0.45", linewidths=0.35, linestyles="solid")
-    means = outcome.paths[name].mean
     for path in means[1:]:
         axes.plot(*path.T, color=COLOURS[name], linewidth=0.8, alpha=0.5)
     axes.plot(*means[0].T, color=COLOURS[name], linewidth=2.0)
     axes.plot(*means[:, -1].T, linestyle="none", marker="o", markersize=3.2, color=COLOURS[name], markeredgecolor="white")
     axes.plot(*START, marker="s", markersize=5, color=INK, markeredgecolor="white")
-    axes.plot(*best_mean(settings.std)[0], marker="*", markersize=11, color="gold", markeredgecolor=INK, markeredgewidth=0.7)
-    axes.set_title(TITLES[name], fontsize=9.5, color=INK)
+    axes.plot(*best_mean(std)[0], marker="*", markersize=11, color="gold", markeredgecolor=INK, markeredgewidth=0.7)
+    axes.set_title(TITLES[name], fontsize=9.5, color=ink)
     axes.set_xlim(LOW[0], HIGH[0])
     axes.set_ylim(LOW[1], HIGH[1])
     axes.set_aspect("equal")
-    axes.tick_params(labelsize=7.5, colors=INK)
+    axes.tick_params(labelsize=7.5, colors=ink)
 
 
 def frame(axes: Axes, title: str, xlabel: str) -> None:
