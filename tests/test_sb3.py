@@ -143,7 +143,7 @@ class Parts(gymnasium.Env):
 
     def obs(self) -> dict[str, np.ndarray]:
         values = {"velocity": 0.1, "position": [0.2, 0.3], "privileged_state": [0.4]}
-        return {key: np.float32(value) for key, value in values.items()}
+        return {key: np.array(value, np.float32) for key, value in values.items()}
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
@@ -153,7 +153,7 @@ class Parts(gymnasium.Env):
         return self.obs(), 0.0, False, False, {}
 
 
-gymnasium.register("Parts-v0", Parts, max_episode_steps=5)
+gymnasium.register("Parts-v0", lambda **_: Parts(), max_episode_steps=5)
 
 
 def test_a_dict_of_observations_is_one_vector_in_training_and_in_evaluation() -> None:

@@ -45,23 +45,28 @@ def claimed(given: Path | None, env: str, folder: Path = Path("runs")) -> Iterat
     if given is not None:
         yield given
         return
-    name = new_run_name(env)
-    for number in itertools.count(1):
-        path = folder / (name if number == 1 else f"{name}-{number}")  # of runs that start in the same second
-        try:
-            path.mkdir(parents=True)
-            break
-        except FileExistsError:
-            if not folder.is_dir():
-                raise ConfigError(f"cannot create {path}: {folder} is no directory") from None
-        except OSError as error:
-            raise ConfigError(f"cannot create {path}: {error.strerror}") from error
+    path = _claim(folder, new_run_name(env))
     try:
         yield path
     finally:
         with contextlib.suppress(OSError):  # it holds something
             path.rmdir()
             folder.rmdir()
+
+
+def _claim(folder: Path, name: str) -> Path:
+    """A new directory ``name``, or ``name-2`` and so on where runs start in the same second."""
+    for number in itertools.count(1):
+        path = folder / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            if not folder.is_dir():
+                raise ConfigError(f"cannot create {path}: {folder} is no directory") from None
+        except OSError as error:
+            raise ConfigError(f"cannot create {path}: {error.strerror}") from error
+    raise AssertionError("unreachable")
 
 
 def check_free(path: Path) -> None:
