@@ -513,6 +513,62 @@ def test_workers_end_with_the_run(how: str) -> None:
     wait_until_dead(pids)
 
 
+#: A user's file beside two others, one of which it needs only once an episode begins.
+LATHE = """
+from gymnasium.vector import AsyncVectorEnv
+from scripted import Scripted
+
+import {name}_tools
+
+class Lathe(Scripted):
+    def reset(self, **options):
+        from {name}_work import PIECE
+        obs, info = super().reset(**options)
+        obs[3] = {name}_tools.CHISEL + PIECE
+        return obs, info
+
+def workers():
+    return AsyncVectorEnv([Lathe] * 2, context="forkserver")
+"""
+
+
+@pytest.mark.parametrize("maker", ["Lathe", "workers"])
+@pytest.mark.parametrize("ending", [".py", ""], ids=["file", "module"])
+def test_an_environment_finds_the_files_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, maker: str
+) -> None:
+    """Also late, in processes of their own, and from elsewhere."""
+    name = f"lathe_{'file' if ending else 'module'}_{maker}"  # of its own, as a module is imported once
+    (tmp_path / f"{name}.py").write_text(LATHE.format(name=name))
+    (tmp_path / f"{name}_tools.py").write_text("CHISEL = 40")
+    (tmp_path / f"{name}_work.py").write_text("PIECE = 2")
+    path = list(sys.path)
+    monkeypatch.setattr(sys, "path", list(path))
+    monkeypatch.chdir(tmp_path)
+    made = envs.make(f"{name}{ending}:{maker}")
+    assert sys.path == [*path, str(tmp_path)]  # last, so that it hides nothing
+    monkeypatch.chdir("/")
+    env = start(made, dataclasses.replace(CONFIG, episode_length=scripted.TIME_LIMIT), 2)  # pyright: ignore[reportArgumentType]
+    try:
+        assert env.reset(SEED)[:, 3].tolist() == [42, 42]
+    finally:
+        env.close()
+
+
+def test_a_module_that_is_not_there_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "halves.py").write_text("import no_such_tools")
+    path = list(sys.path)
+    for name, message in [
+        ("no_such_lathe:Lathe", "no suite"),
+        ("halves:Lathe", "halves could not be imported: No module named 'no_such_tools'"),
+        ("halves.py:Lathe", "halves.py could not be imported: ModuleNotFoundError: No module named 'no_such_tools'"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            envs.make(name)
+        assert sys.path == path
+
+
 def test_a_run_closes_its_environments_however_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Scripted] = []
     closed: list[Scripted] = []
