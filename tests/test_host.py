@@ -362,6 +362,71 @@ def test_a_broken_environment_is_named(adapter: str, how: str, message: str, mon
     assert "\n" not in str(error.value)
 
 
+WRONG_NUMBERS = {
+    "reward [1]": (0, lambda x: np.array([x]), "step returns reward with shape [1]; it must be a scalar"),
+    "reward None": (0, lambda x: None, "step returns reward as NoneType; it must be a number, or a bool"),
+    "reward text": (0, str, "step returns reward as str; it must be a number, or a bool"),
+    "terminated [1]": (1, lambda x: np.array([x]), "step returns terminated with shape [1]; it must be a scalar"),
+    "terminated None": (1, lambda x: None, "step returns terminated as NoneType; it must be a number, or a bool"),
+    "truncated None": (2, lambda x: None, "step returns truncated as NoneType; it must be a number, or a bool"),
+}
+
+
+@pytest.mark.parametrize("num_envs", [1, N])
+@pytest.mark.parametrize(("which", "change", "message"), WRONG_NUMBERS.values(), ids=WRONG_NUMBERS.keys())
+def test_a_reward_or_flag_that_is_no_number_is_named(which: int, change: Any, message: str, num_envs: int) -> None:
+    class Odd(Scripted):
+        """The last environment, at its third step."""
+
+        def step(self, action: Array) -> Any:
+            obs, *row, info = super().step(action)
+            self.steps = getattr(self, "steps", 0) + 1
+            if self.script.name == SEED + num_envs - 1 and self.steps == 3:
+                row[which] = change(row[which])
+            return obs, *row, info
+
+    with pytest.raises(SimulatorError) as error:
+        roll_out(start(envs.make(Odd), num_envs=num_envs))  # pyright: ignore[reportArgumentType]
+    assert str(error.value).endswith(f"Odd: environment {num_envs - 1} at step 3: {message}")
+
+
+WRONG_COLUMNS = {
+    "reward [N, 1]": (1, lambda x: x[:, None], "reward with shape [{n}, 1]; it must be [{n}]"),
+    "one reward": (1, np.sum, "reward with shape []; it must be [{n}]"),
+    "reward None": (1, lambda x: [None] * len(x), "reward as object; it must be a number, or a bool"),
+    "terminated [N, 1]": (2, lambda x: x[:, None], "terminated with shape [{n}, 1]; it must be [{n}]"),
+    "terminated None": (2, lambda x: [None] * len(x), "terminated as object; it must be a number, or a bool"),
+    "one truncated": (3, np.any, "truncated with shape []; it must be [{n}]"),
+}
+
+
+@pytest.mark.parametrize("num_envs", [1, N])
+@pytest.mark.parametrize(("which", "change", "message"), WRONG_COLUMNS.values(), ids=WRONG_COLUMNS.keys())
+def test_rewards_and_flags_of_a_vector_must_have_its_shape(which: int, change: Any, message: str, num_envs: int) -> None:
+    class Odd(SyncVectorEnv):
+        def step(self, actions: Any) -> Any:
+            row = list(super().step(actions))
+            row[which] = change(row[which])
+            return tuple(row)
+
+    made = envs.make(lambda: Odd([Scripted] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP))
+    with pytest.raises(SimulatorError) as error:
+        roll_out(start(made, num_envs=num_envs))  # pyright: ignore[reportArgumentType]
+    assert str(error.value).endswith(f" at step 1: step returns {message.format(n=num_envs)}")
+
+
+def test_plain_numbers_are_welcome() -> None:
+    """What is a number is taken: integers, flags as numbers, arrays without axes."""
+
+    class Plain(Scripted):
+        def step(self, action: Array) -> Any:
+            obs, reward, terminated, truncated, info = super().step(action)
+            return obs, np.array(np.float32(reward)), int(terminated), np.bool_(truncated), info
+
+    found, expected = (roll_out(start(envs.make(env))) for env in (Plain, Scripted))  # pyright: ignore[reportArgumentType]
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def test_a_first_observation_that_is_not_finite_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Scripted, "reset", lambda self, seed=None, options=None: (np.full(4, np.nan), {}))
     with pytest.raises(SimulatorError, match="environment 0: an observation is not finite right after reset"):

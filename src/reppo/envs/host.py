@@ -36,6 +36,10 @@ class Failure(Exception):
         self.index = index
 
 
+class WrongNumber(ValueError):
+    """A reward or a flag that is no number, or not one for each environment."""
+
+
 class RawStep(NamedTuple):
     """One step as a simulator sees it, before it is judged; leaves ``[N, ...]``, observations of the spec's dtype.
 
@@ -135,6 +139,22 @@ class HostEnv(abc.ABC):
     def start(self, spec: EnvSpec, num_envs: int) -> HostVectorEnv:
         """``N`` running copies behind the common contract; ``spec`` is resolved."""
         return HostVectorEnv(self.simulator(num_envs, spec.time_limit), spec)
+
+
+def as_numbers(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    """A reward or a flag as an environment returned it, ``[N]``, or ``[]`` of a single one; ``name`` says which it is.
+
+    Raises:
+        WrongNumber: for another shape, which broadcasting would hide or trip over, or for what is no number.
+    """
+    array = np.asarray(value)
+    if array.shape != shape:
+        expected = list(shape) if shape else "a scalar"
+        raise WrongNumber(f"step returns {name} with shape {list(array.shape)}; it must be {expected}")
+    if array.dtype.kind not in "fiub":
+        kind = array.dtype if shape else type(value).__name__
+        raise WrongNumber(f"step returns {name} as {kind}; it must be a number, or a bool")
+    return array
 
 
 def where_rows(rows: Array, x: PyTree, y: PyTree) -> PyTree:
@@ -276,7 +296,7 @@ class HostVectorEnv:
             error = error.__cause__
         place = self.spec.name if index is None else f"{self.spec.name}: environment {index}"
         when = f"at step {self._steps:,}" if self._steps else "at its reset"
-        if isinstance(error, WrongObservation):
+        if isinstance(error, WrongObservation | WrongNumber):
             return SimulatorError(f"{place} {when}: {error}")
         text = " ".join(str(error).split())
         what = f"{type(error).__name__}: {text}" if text else type(error).__name__
