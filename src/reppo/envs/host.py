@@ -192,6 +192,7 @@ class HostVectorEnv:
         self._half = 1 if spec.discrete else (spec.action_high - spec.action_low) / 2
         self._steps = 0
         self.obs: PyTree = None  #: what the policy acts on next
+        self.raw: RawStep | None = None  #: the last step as the simulator returned it, for `reppo.envs.check`
         self._actual: Array | None = None  #: where `obs` is the simulator's, and no stand-in for NaN; None: everywhere
         self._everywhere, self._nowhere = np.ones(self.num_envs, bool), np.zeros(self.num_envs, bool)  #: never written to
         self._whole = np.ones(self.num_envs, bool)  #: whether the episode began at its beginning
@@ -233,6 +234,7 @@ class HostVectorEnv:
             raw = self.simulator.step(action * self._half + self._centre)
         except Exception as error:
             raise self._explained(error) from error
+        self.raw = raw
         obs, next_obs, reward = raw.obs, raw.next_obs, raw.reward.astype(np.float32, copy=False)
         terminated, truncated, valid = raw.terminated, raw.truncated & ~raw.terminated, self._everywhere
         sound = sound_rows((next_obs, reward), self.num_envs)
