@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers import TimeLimit
 
 from reppo import cli, envs
 from reppo.envs.base import Env, Transition
@@ -165,6 +166,129 @@ def test_a_lost_successor_fails() -> None:
     made = envs.make(lambda: Late([Line] * 4, autoreset_mode=AutoresetMode.SAME_STEP))
     (failure,) = [finding for finding in check(made) if finding.passed is False]
     assert "info has no final_obs" in failure.seen
+
+
+class Vector(VectorEnv):
+    """Four lines as a vector that is none of Gymnasium's own, so that nothing of it can be set from outside. It says that it
+    resets as ``declared``, and does it as ``done``."""
+
+    limit = 20
+
+    def __init__(self, declared: AutoresetMode, done: AutoresetMode):
+        self.lines = SyncVectorEnv([lambda: TimeLimit(Line(), self.limit)] * 4, autoreset_mode=done)
+        self.num_envs, self.metadata = 4, {"autoreset_mode": declared}
+        self.single_observation_space, self.single_action_space = Line.observation_space, Line.action_space
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return self.lines.reset(seed=seed, options=options)
+
+    def step(self, actions: Any) -> Any:
+        return self.lines.step(actions)
+
+
+class Forgetful(Vector):
+    """In place of the successor it has the next episode's first observation."""
+
+    def step(self, actions: Any) -> Any:
+        obs, reward, terminated, truncated, info = super().step(actions)
+        return obs, reward, terminated, truncated, {**info, "final_obs": obs}
+
+
+class Repeating(Vector):
+    """It keeps an end's flag up for the row of the reset."""
+
+    def step(self, actions: Any) -> Any:
+        obs, reward, terminated, truncated, info = super().step(actions)
+        before, self.ended = getattr(self, "ended", terminated), terminated
+        return obs, reward, terminated | before, truncated, info
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        self.ended = np.zeros(4, bool)
+        return super().reset(seed=seed, options=options)
+
+
+class Paying(Vector):
+    """It has a reward in every row, those of resets among them."""
+
+    def step(self, actions: Any) -> Any:
+        obs, reward, *rest = super().step(actions)
+        return obs, reward + 1.0, *rest
+
+
+class Overdue(Vector):
+    _max_episode_steps = 5
+
+
+class Orbit(Line):
+    """Each episode begins at 0 and ends there, which is no mistake."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.x = 0.0
+        return self.obs(), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        self.x = float(self.steps % 5)
+        over = self.steps == 5
+        self.steps %= 5
+        return self.obs(), 0.0, False, over, {}
+
+
+NEXT_STEP, SAME_STEP, DISABLED = AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_a_sound_vector_of_another_kind_passes(mode: AutoresetMode) -> None:
+    found = findings(lambda: Vector(mode, mode))
+    assert failed(found) == []
+    assert found["resets"].passed
+    assert found["successor at an end"].passed
+
+
+@pytest.mark.parametrize(
+    ("vector", "declared", "done", "name", "seen", "advice"),
+    [
+        (
+            Vector,
+            NEXT_STEP,
+            SAME_STEP,
+            "resets",
+            "another action in them changed what happened",
+            "declare AutoresetMode.SAME",
+        ),
+        (Repeating, NEXT_STEP, NEXT_STEP, "resets", "ended in such a row, at step", "declare AutoresetMode.SAME_STEP"),
+        (Forgetful, SAME_STEP, SAME_STEP, "successor at an end", "those that the next episodes begin with", "final_obs"),
+        (Overdue, SAME_STEP, SAME_STEP, "episodes end", "one lasted for", "the time limit is 5: apply it"),
+    ],
+)
+def test_a_vector_that_resets_otherwise_than_it_says_fails(
+    vector: type[Vector], declared: AutoresetMode, done: AutoresetMode, name: str, seen: str, advice: str
+) -> None:
+    (failure,) = failed(findings(lambda: vector(declared, done)))
+    assert failure.check == name
+    assert seen in failure.seen
+    assert advice in failure.advice
+
+
+def test_a_reward_in_the_row_of_a_reset_is_told() -> None:
+    found = findings(lambda: Paying(NEXT_STEP, NEXT_STEP))
+    assert failed(found) == []
+    rows, paid = (int(word) for word in found["resets"].seen.split() if word.isdigit())
+    assert rows == paid > 0
+
+
+def test_too_few_ends_are_told() -> None:
+    found = findings(lambda: Vector(SAME_STEP, SAME_STEP), num_steps=10)
+    assert found["resets"].passed is found["successor at an end"].passed is None
+    assert "no episode ended in 10 steps" in found["resets"].seen
+    assert "0 ends are too few" in found["successor at an end"].seen
+
+
+def test_an_episode_may_end_where_it_began() -> None:
+    found = findings(Orbit)
+    assert failed(found) == []
+    assert found["successor at an end"].passed is None
 
 
 # ------------------------------------------------------------------------------------- broken ones in JAX

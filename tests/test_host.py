@@ -393,6 +393,71 @@ def test_a_broken_environment_is_named(adapter: str, how: str, message: str, mon
     assert "\n" not in str(error.value)
 
 
+WRONG_NUMBERS = {
+    "reward [1]": (0, lambda x: np.array([x]), "step returns reward with shape [1]; it must be a scalar"),
+    "reward None": (0, lambda x: None, "step returns reward as NoneType; it must be a number, or a bool"),
+    "reward text": (0, str, "step returns reward as str; it must be a number, or a bool"),
+    "terminated [1]": (1, lambda x: np.array([x]), "step returns terminated with shape [1]; it must be a scalar"),
+    "terminated None": (1, lambda x: None, "step returns terminated as NoneType; it must be a number, or a bool"),
+    "truncated None": (2, lambda x: None, "step returns truncated as NoneType; it must be a number, or a bool"),
+}
+
+
+@pytest.mark.parametrize("num_envs", [1, N])
+@pytest.mark.parametrize(("which", "change", "message"), WRONG_NUMBERS.values(), ids=WRONG_NUMBERS.keys())
+def test_a_reward_or_flag_that_is_no_number_is_named(which: int, change: Any, message: str, num_envs: int) -> None:
+    class Odd(Scripted):
+        """The last environment, at its third step."""
+
+        def step(self, action: Array) -> Any:
+            obs, *row, info = super().step(action)
+            self.steps = getattr(self, "steps", 0) + 1
+            if self.script.name == SEED + num_envs - 1 and self.steps == 3:
+                row[which] = change(row[which])
+            return obs, *row, info
+
+    with pytest.raises(SimulatorError) as error:
+        roll_out(start(envs.make(Odd), num_envs=num_envs))  # pyright: ignore[reportArgumentType]
+    assert str(error.value).endswith(f"Odd: environment {num_envs - 1} at step 3: {message}")
+
+
+WRONG_COLUMNS = {
+    "reward [N, 1]": (1, lambda x: x[:, None], "reward with shape [{n}, 1]; it must be [{n}]"),
+    "one reward": (1, np.sum, "reward with shape []; it must be [{n}]"),
+    "reward None": (1, lambda x: [None] * len(x), "reward as object; it must be a number, or a bool"),
+    "terminated [N, 1]": (2, lambda x: x[:, None], "terminated with shape [{n}, 1]; it must be [{n}]"),
+    "terminated None": (2, lambda x: [None] * len(x), "terminated as object; it must be a number, or a bool"),
+    "one truncated": (3, np.any, "truncated with shape []; it must be [{n}]"),
+}
+
+
+@pytest.mark.parametrize("num_envs", [1, N])
+@pytest.mark.parametrize(("which", "change", "message"), WRONG_COLUMNS.values(), ids=WRONG_COLUMNS.keys())
+def test_rewards_and_flags_of_a_vector_must_have_its_shape(which: int, change: Any, message: str, num_envs: int) -> None:
+    class Odd(SyncVectorEnv):
+        def step(self, actions: Any) -> Any:
+            row = list(super().step(actions))
+            row[which] = change(row[which])
+            return tuple(row)
+
+    made = envs.make(lambda: Odd([Scripted] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP))
+    with pytest.raises(SimulatorError) as error:
+        roll_out(start(made, num_envs=num_envs))  # pyright: ignore[reportArgumentType]
+    assert str(error.value).endswith(f" at step 1: step returns {message.format(n=num_envs)}")
+
+
+def test_plain_numbers_are_welcome() -> None:
+    """What is a number is taken: integers, flags as numbers, arrays without axes."""
+
+    class Plain(Scripted):
+        def step(self, action: Array) -> Any:
+            obs, reward, terminated, truncated, info = super().step(action)
+            return obs, np.array(np.float32(reward)), int(terminated), np.bool_(truncated), info
+
+    found, expected = (roll_out(start(envs.make(env))) for env in (Plain, Scripted))  # pyright: ignore[reportArgumentType]
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def test_a_first_observation_that_is_not_finite_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Scripted, "reset", lambda self, seed=None, options=None: (np.full(4, np.nan), {}))
     with pytest.raises(SimulatorError, match="environment 0: an observation is not finite right after reset"):
@@ -542,6 +607,62 @@ def test_workers_end_with_the_run(how: str) -> None:
         run.collector.close()
     assert len(set(pids)) == 3 * 2  # to see what it is, for training, for evaluation
     wait_until_dead(pids)
+
+
+#: A user's file beside two others, one of which it needs only once an episode begins.
+LATHE = """
+from gymnasium.vector import AsyncVectorEnv
+from scripted import Scripted
+
+import {name}_tools
+
+class Lathe(Scripted):
+    def reset(self, **options):
+        from {name}_work import PIECE
+        obs, info = super().reset(**options)
+        obs[3] = {name}_tools.CHISEL + PIECE
+        return obs, info
+
+def workers():
+    return AsyncVectorEnv([Lathe] * 2, context="forkserver")
+"""
+
+
+@pytest.mark.parametrize("maker", ["Lathe", "workers"])
+@pytest.mark.parametrize("ending", [".py", ""], ids=["file", "module"])
+def test_an_environment_finds_the_files_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, maker: str
+) -> None:
+    """Also late, in processes of their own, and from elsewhere."""
+    name = f"lathe_{'file' if ending else 'module'}_{maker}"  # of its own, as a module is imported once
+    (tmp_path / f"{name}.py").write_text(LATHE.format(name=name))
+    (tmp_path / f"{name}_tools.py").write_text("CHISEL = 40")
+    (tmp_path / f"{name}_work.py").write_text("PIECE = 2")
+    path = list(sys.path)
+    monkeypatch.setattr(sys, "path", list(path))
+    monkeypatch.chdir(tmp_path)
+    made = envs.make(f"{name}{ending}:{maker}")
+    assert sys.path == [*path, str(tmp_path)]  # last, so that it hides nothing
+    monkeypatch.chdir("/")
+    env = start(made, dataclasses.replace(CONFIG, episode_length=scripted.TIME_LIMIT), 2)  # pyright: ignore[reportArgumentType]
+    try:
+        assert env.reset(SEED)[:, 3].tolist() == [42, 42]
+    finally:
+        env.close()
+
+
+def test_a_module_that_is_not_there_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "halves.py").write_text("import no_such_tools")
+    path = list(sys.path)
+    for name, message in [
+        ("no_such_lathe:Lathe", "no suite"),
+        ("halves:Lathe", "halves could not be imported: No module named 'no_such_tools'"),
+        ("halves.py:Lathe", "halves.py could not be imported: ModuleNotFoundError: No module named 'no_such_tools'"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            envs.make(name)
+        assert sys.path == path
 
 
 def test_a_run_closes_its_environments_however_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,9 @@ def test_a_reward_of_another_shape_ends_the_run_in_one_line() -> None:
     made = TensorSimulator([WrongRewards(range(N), False)], env.observations, env.actions, np.asarray)
     vector = type(env.start(resolve(env.spec(), CONFIG), N))(made, resolve(env.spec(), CONFIG))
     vector.reset(0)
-    with pytest.raises(SimulatorError, match=r"tensors:Scripted at step 1: .*has shape \[5, 1\], not \[5\]"):
+    with pytest.raises(
+        SimulatorError, match=r"tensors:Scripted at step 1: step returns reward with shape \[5, 1\]; it must be \[5\]"
+    ):
         vector.step(np.zeros((N, 1), np.float32))
 
 

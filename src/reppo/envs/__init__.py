@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
 import importlib.util
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -157,9 +157,11 @@ def _from_file(path: Path, name: str) -> AnyEnv:
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module
     try:
-        module_spec.loader.exec_module(module)
+        with _searched(path.resolve().parent):
+            module_spec.loader.exec_module(module)
     except Exception as error:
         raise ConfigError(f"{path} could not be imported: {type(error).__name__}: {error}") from error
+    _send_by_value(module)
     if not name:
         defined = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Env) and v is not Env]
         raise ConfigError(f"name the environment: {path}:{defined[0] if defined else 'MyEnv'}")
@@ -174,17 +176,42 @@ def _find_module(name: str) -> ModuleType | None:
     """
     if not all(part.isidentifier() for part in name.split(".")):
         return None
-    sys.path.insert(0, os.getcwd())  # a command of the shell does not look there by itself, `python -m` does
     try:
-        return importlib.import_module(name)
+        with _searched(Path.cwd()):  # a command of the shell does not look there by itself, `python -m` does
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
             return None
         raise ConfigError(f"{name} could not be imported: {error}") from error
     except Exception as error:
         raise ConfigError(f"{name} could not be imported: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(os.getcwd())
+
+
+@contextlib.contextmanager
+def _searched(directory: Path) -> Iterator[None]:
+    """Let imports look in a directory, too: for good, or only within where that raises.
+
+    For good, because an environment may import its neighbours as late as in `reset`, and in worker processes, which get a
+    copy of the search path. It comes last, so that nothing is hidden by what happens to lie beside an environment.
+    """
+    place = str(directory)
+    added = place not in sys.path
+    if added:
+        sys.path.append(place)
+    try:
+        yield
+    except BaseException:
+        if added and place in sys.path:
+            sys.path.remove(place)
+        raise
+
+
+def _send_by_value(module: ModuleType) -> None:
+    """Let worker processes have what a file defines: its module has a name of ours, which they could not import."""
+    with contextlib.suppress(ImportError):  # it comes with Gymnasium, whose worker processes they are
+        import cloudpickle
+
+        cloudpickle.register_pickle_by_value(module)
 
 
 def _from_module(module: ModuleType, name: str, source: str, made_from: str | None = None) -> AnyEnv:

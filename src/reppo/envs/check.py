@@ -27,6 +27,7 @@ from reppo.types import PyTree, TimeStep
 Array = npt.NDArray[Any]
 
 SHORT = 4  #: steps of the time limit that the checks of time limits use, unless the environment's own is shorter
+ENOUGH = 3  #: ends that have to be alike before something is concluded from it
 
 
 class Finding(NamedTuple):
@@ -166,12 +167,23 @@ class Rows(NamedTuple):
 
     first: PyTree
     steps: TimeStep
+    reward: Array  #: ``[T, N]``, as the simulator returned it, also where that is no step
+    ended: Array  #: bool ``[T, N]``: the simulator's flags, also where that is no step
+
+    @property
+    def spent(self) -> Array:
+        """Rows that were spent on a reset, bool ``[T, N]``."""
+        return self.steps.info.get("reset", np.zeros(self.ended.shape, bool))
 
 
 def _roll(stepper: Stepper, actions: Array, seed: int) -> Rows:
     first = jax.tree.map(np.copy, stepper.reset(seed))
-    steps = [jax.tree.map(np.copy, stepper.step(action)) for action in actions]
-    return Rows(first, jax.tree.map(lambda *x: np.stack(x), *steps))
+    seen = []
+    for action in actions:
+        step = stepper.step(action)
+        own = stepper.raw if isinstance(stepper, HostVectorEnv) and stepper.raw is not None else step
+        seen.append(jax.tree.map(np.copy, (step, own.reward, own.terminated | own.truncated)))
+    return Rows(first, *jax.tree.map(lambda *x: np.stack(x), *seen))
 
 
 def _actions(spec: EnvSpec, num_envs: int, num_steps: int, seed: int) -> Array:
@@ -199,7 +211,7 @@ def _stepped(subject: Subject, spec: EnvSpec, num_steps: int, seed: int) -> Iter
     yield _finite(steps)
     low, high = steps.reward[steps.valid].min(initial=np.inf), steps.reward[steps.valid].max(initial=-np.inf)
     yield Finding("rewards", None, f"{low:.4g} to {high:.4g} a step under random actions")
-    yield from _ends(steps, spec)
+    yield from _ends(rows, spec)
 
     with subject.started(spec) as stepper:
         again = _roll(stepper, actions[: num_steps // 3], seed)
@@ -211,11 +223,13 @@ def _stepped(subject: Subject, spec: EnvSpec, num_steps: int, seed: int) -> Iter
     advice = (
         "draw every random number from the seed or key that `reset` is given, never from a global generator or the clock"
     )
-    yield Finding("determinism", same_first and differing is None, seen, advice)
+    deterministic = same_first and differing is None
+    yield Finding("determinism", deterministic, seen, advice)
     with subject.started(spec) as stepper:
         other = stepper.reset(seed + 1)
     if _same(rows.first, other):
         yield Finding("first states", None, "every episode begins in the same state, whatever the seed")
+    yield _resets(subject, spec, rows, actions, seed, deterministic)
 
 
 def _at(steps: TimeStep, t: int) -> PyTree:
@@ -254,31 +268,78 @@ def _finite(steps: TimeStep) -> Finding:
     return Finding("finite numbers", False, seen, advice)
 
 
-def _ends(steps: TimeStep, spec: EnvSpec) -> Iterator[Finding]:
-    """How episodes end, and what follows."""
-    both = steps.terminated & steps.truncated
-    ended = steps.terminated | steps.truncated
+def _ends(rows: Rows, spec: EnvSpec) -> Iterator[Finding]:
+    """How episodes end."""
+    steps = rows.steps
     lengths = [int(x) for x in steps.info["episode_length"][steps.terminated]]
     seen = f"{int(steps.terminated.sum())} episodes terminated, {int(steps.truncated.sum())} were truncated"
     # Real ends come at various times. One length for all of them is a clock.
-    clock = len(lengths) >= 3 and len(set(lengths)) == 1 and lengths[0] > 1
+    clock = len(lengths) >= ENOUGH and len(set(lengths)) == 1 and lengths[0] > 1
     if clock:
         seen += f"; every termination came after exactly {lengths[0]} steps"
-    advice = (
-        "a time limit is a truncation: return terminated=False there, and truncated=True where the interface has it"
-        if clock
-        else "an episode ends one way: terminated where the task is over, truncated where the clock has cut it"
-    )
-    yield Finding("terminated or truncated", not both.any() and not clock, seen, advice)
+    advice = "a time limit is a truncation: return terminated=False there, and truncated=True where the interface has it"
+    yield Finding("terminated or truncated", not clock, seen, advice)
+    longest = int(steps.info["episode_length"].max())
+    seen = f"none is longer than {spec.time_limit:,} steps" if longest <= spec.time_limit else f"one lasted for {longest:,}"
+    yield Finding("episodes end", longest <= spec.time_limit, seen, f"the time limit is {spec.time_limit:,}: apply it")
+    yield from _successors(rows)
 
-    spent = ~steps.valid & steps.info["reset"] if "reset" in steps.info else np.zeros_like(ended)
-    stray = spent & ~np.concatenate([np.zeros_like(ended[:1]), ended[:-1]])
-    loud = spent & (ended | (steps.reward != 0))
-    seen = f"{int(spent.sum())} rows were spent on resets" if spent.any() else "no row is spent on a reset"
-    advice = "a reset row must follow an end, and carry no reward and no flag"
-    yield Finding("resets", not stray.any() and not loud.any(), seen, advice)
-    early = [int(n) for n in steps.info["episode_length"][ended & steps.truncated] if n > spec.time_limit]
-    yield Finding("episodes end", not early, f"none is longer than {spec.time_limit:,} steps", "apply the time limit")
+
+def _differ(x: PyTree, y: PyTree) -> Array:
+    """Rows in which two pytrees with leaves ``[T, N, ...]`` are not the same, bool ``[T, N]``."""
+    pairs = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
+    return np.any([(a != b).reshape(*a.shape[:2], -1).any(axis=-1) for a, b in pairs], axis=0)
+
+
+def _successors(rows: Rows) -> Iterator[Finding]:
+    """The successor at an end must not be the next episode's first observation, which is all that a simulator has left once
+    it has reset. That may be so by right where episodes begin alike; but what is random is not known before the reset."""
+    steps = rows.steps
+    before = jax.tree.map(lambda first, obs: np.concatenate([first[None], obs[:-1]]), rows.first, steps.obs)
+    # Without those of which it says nothing: steps that change nothing, and the last one, whose reset may be yet to come.
+    ends = (steps.terminated | steps.truncated) & _differ(steps.next_obs, before)
+    t, n = np.nonzero(ends[:-1])
+    on_host = "reset" in steps.info
+    if len(t) < ENOUGH:
+        if on_host:  # in JAX it is `AutoReset` that resets
+            yield Finding("successor at an end", None, f"{len(t)} ends are too few to tell; --num-steps makes more")
+        return
+    reset = t + rows.spent[t + 1, n]  # the step that returned the first observation
+    successor, first = (jax.tree.map(lambda x, i=i: x[i, n], tree) for tree, i in ((steps.next_obs, t), (steps.obs, reset)))
+    same, random = _same(successor, first), any((leaf != leaf[:1]).any() for leaf in jax.tree.leaves(first))
+    # In JAX an episode begins where the one before it did, and a task may end when it is back there.
+    passed = not same or (False if random and on_host else None)
+    seen = f"the observations at {len(t)} ends are {'' if same else 'not '}those that the next episodes begin with"
+    advice = "return the observation after the last step; in SAME_STEP it belongs in info['final_obs']"
+    yield Finding("successor at an end", passed, seen, advice)
+
+
+def _resets(subject: Subject, spec: EnvSpec, rows: Rows, actions: Array, seed: int, deterministic: bool) -> Finding:
+    """In a row that is spent on a reset nothing ends, and the action changes nothing. Otherwise it is a step of an episode
+    that had begun in the row before, and neither that step nor the true successor of the row before is ever trained on."""
+    spent = rows.spent
+    if not (rows.steps.terminated | rows.steps.truncated).any():
+        return Finding("resets", None, f"no episode ended in {len(actions)} steps, so none was seen; --num-steps makes more")
+    if not spent.any():
+        return Finding("resets", True, "no row is spent on a reset")
+    seen = f"{int(spent.sum())} rows were spent on resets"
+    if paid := int((spent & (rows.reward != 0)).sum()):
+        seen += f", {paid} of them with a reward, which trains nothing"
+    advice = "declare AutoresetMode.SAME_STEP where the step that ends an episode resets it, and give info['final_obs']"
+    if (again := spent & rows.ended).any():
+        t, n = (int(i) for i in np.argwhere(again)[0])
+        return Finding("resets", False, f"{seen}; environment {n} ended in such a row, at step {t + 1}", advice)
+    if not deterministic:
+        return Finding("resets", None, f"{seen}; whether their actions change anything was not checked")
+    others = (actions + 1) % spec.action_size if spec.discrete else np.where(actions < 0, 1, -1)
+    others = np.where(spent.reshape(*spent.shape, *[1] * (actions.ndim - 2)), others, actions).astype(actions.dtype)
+    with subject.started(spec) as stepper:
+        steps = _roll(stepper, others, seed).steps
+    if (changed := _differ(rows.steps, steps)).any():
+        t, n = (int(i) for i in np.argwhere(changed)[0])
+        seen += f"; another action in them changed what happened, first in environment {n} at step {t + 1}"
+        return Finding("resets", False, seen, advice)
+    return Finding("resets", True, f"{seen}; their actions change nothing")
 
 
 def _time_limited(subject: Subject, spec: EnvSpec, seed: int) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from reppo.config import ConfigError
 from reppo.envs import value_ranges
-from reppo.envs.host import Failure, HostEnv, RawStep, Simulator, where_rows
+from reppo.envs.host import Failure, HostEnv, RawStep, Simulator, WrongNumber, as_numbers, where_rows
 from reppo.envs.spaces import Actions, Observations, read_actions
 from reppo.types import PyTree
 
@@ -60,14 +60,19 @@ class Loop(Simulator):
     def step(self, action: Array) -> RawStep:
         actions = self._actions.as_taken(action)
         next_obs = self._observations.empty(self.num_envs)
-        reward = np.empty(self.num_envs)
-        terminated, truncated = np.empty((2, self.num_envs), bool)
+        rewards, terminations, truncations = [], [], []
         for i, env in enumerate(self._envs):
             try:
-                obs, reward[i], terminated[i], truncated[i], _ = env.step(actions[i])
+                obs, reward, terminated, truncated, _ = env.step(actions[i])
             except Exception as error:
                 raise Failure(i) from error
             self._observations.write(obs, next_obs, i)
+            rewards.append(reward)
+            terminations.append(terminated)
+            truncations.append(truncated)
+        reward = _column("reward", rewards).astype(float)
+        terminated = _column("terminated", terminations).astype(bool)
+        truncated = _column("truncated", truncations).astype(bool)
         over = terminated | truncated
         obs = where_rows(over, self.reset_rows(over), next_obs) if over.any() else next_obs
         return RawStep(obs, next_obs, reward, terminated, truncated)
@@ -88,6 +93,19 @@ class Loop(Simulator):
         while self._envs:
             with contextlib.suppress(Exception):  # the other environments must be closed, too
                 self._envs.pop().close()
+
+
+def _column(name: str, values: list[Any]) -> Array:
+    """A number of every environment, ``[N]``; raises `Failure` for the first that is none."""
+    try:
+        return as_numbers(name, values, (len(values),))  # all at once, as it costs as much as one of them
+    except ValueError:  # NumPy's own, too, where they differ in shape
+        for i, value in enumerate(values):
+            try:
+                as_numbers(name, value, ())
+            except WrongNumber as error:
+                raise Failure(i) from error
+        raise
 
 
 # --------------------------------------------------------------------------------------------- vector environments
@@ -115,8 +133,9 @@ class VectorSimulator(Simulator):
         with _index_of_failure():
             raw_obs, reward, terminated, truncated, info = self._env.step(actions)
         obs = next_obs = self._observations.read(raw_obs, self.num_envs)
-        reward = np.asarray(reward, float)
-        terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
+        reward = as_numbers("reward", reward, (self.num_envs,)).astype(float)
+        terminated = as_numbers("terminated", terminated, (self.num_envs,)).astype(bool)
+        truncated = as_numbers("truncated", truncated, (self.num_envs,)).astype(bool)
         over, reset = terminated | truncated, None
         if self._mode == AutoresetMode.NEXT_STEP:
             if self._ended.any():

@@ -36,6 +36,10 @@ class Failure(Exception):
         self.index = index
 
 
+class WrongNumber(ValueError):
+    """A reward or a flag that is no number, or not one for each environment."""
+
+
 class RawStep(NamedTuple):
     """One step as a simulator sees it, before it is judged; leaves ``[N, ...]``, observations of the spec's dtype.
 
@@ -137,6 +141,22 @@ class HostEnv(abc.ABC):
         return HostVectorEnv(self.simulator(num_envs, spec.time_limit), spec)
 
 
+def as_numbers(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    """A reward or a flag as an environment returned it, ``[N]``, or ``[]`` of a single one; ``name`` says which it is.
+
+    Raises:
+        WrongNumber: for another shape, which broadcasting would hide or trip over, or for what is no number.
+    """
+    array = np.asarray(value)
+    if array.shape != shape:
+        expected = list(shape) if shape else "a scalar"
+        raise WrongNumber(f"step returns {name} with shape {list(array.shape)}; it must be {expected}")
+    if array.dtype.kind not in "fiub":
+        kind = array.dtype if shape else type(value).__name__
+        raise WrongNumber(f"step returns {name} as {kind}; it must be a number, or a bool")
+    return array
+
+
 def where_rows(rows: Array, x: PyTree, y: PyTree) -> PyTree:
     """Row-wise select between two pytrees with leaves ``[N, ...]``."""
     return jax.tree.map(lambda a, b: np.where(rows.reshape(-1, *[1] * (a.ndim - 1)), a, b), x, y)
@@ -172,6 +192,7 @@ class HostVectorEnv:
         self._half = 1 if spec.discrete else (spec.action_high - spec.action_low) / 2
         self._steps = 0
         self.obs: PyTree = None  #: what the policy acts on next
+        self.raw: RawStep | None = None  #: the last step as the simulator returned it, for `reppo.envs.check`
         self._actual: Array | None = None  #: where `obs` is the simulator's, and no stand-in for NaN; None: everywhere
         self._everywhere, self._nowhere = np.ones(self.num_envs, bool), np.zeros(self.num_envs, bool)  #: never written to
         self._whole = np.ones(self.num_envs, bool)  #: whether the episode began at its beginning
@@ -216,6 +237,7 @@ class HostVectorEnv:
             raw = self.simulator.step(action * self._half + self._centre)
         except Exception as error:
             raise self._explained(error) from error
+        self.raw = raw
         obs, next_obs, reward = raw.obs, raw.next_obs, raw.reward.astype(np.float32, copy=False)
         terminated, truncated, valid = raw.terminated, raw.truncated & ~raw.terminated, self._everywhere
         sound = sound_rows((next_obs, reward), self.num_envs)
@@ -281,7 +303,7 @@ class HostVectorEnv:
             error = error.__cause__
         place = self.spec.name if index is None else f"{self.spec.name}: environment {index}"
         when = f"at step {self._steps:,}" if self._steps else "at its reset"
-        if isinstance(error, WrongObservation):
+        if isinstance(error, WrongObservation | WrongNumber):
             return SimulatorError(f"{place} {when}: {error}")
         text = " ".join(str(error).split())
         what = f"{type(error).__name__}: {text}" if text else type(error).__name__

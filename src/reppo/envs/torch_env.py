@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from reppo.envs.host import RawStep, Simulator, where_rows
+from reppo.envs.host import RawStep, Simulator, as_numbers, where_rows
 from reppo.envs.spaces import Actions, Observations
 from reppo.types import PyTree
 
@@ -115,9 +115,10 @@ class TensorSimulator(Simulator):
         tensors = self._as_tensor(self._actions.as_taken(action))
         steps = [batch.step(tensors[part]) for batch, part in self._parts()]
         next_obs = self._joined([step.next_obs for step in steps])
-        columns = zip(*((step.reward, step.terminated, step.truncated) for step in steps), strict=True)
-        reward, terminated, truncated = (self._column(column) for column in columns)
-        success = None if steps[0].success is None else self._column([step.success for step in steps])
+        reward = self._column("reward", [step.reward for step in steps])
+        terminated = self._column("terminated", [step.terminated for step in steps])
+        truncated = self._column("truncated", [step.truncated for step in steps])
+        success = None if steps[0].success is None else self._column("success", [step.success for step in steps])
         over = terminated | truncated
         obs = next_obs
         if steps[0].obs is not None:
@@ -127,12 +128,9 @@ class TensorSimulator(Simulator):
             obs = where_rows(over, self.reset_rows(over), next_obs)
         return RawStep(obs, next_obs, reward, terminated, truncated, success=success)
 
-    def _column(self, tensors: Sequence[Tensor]) -> Array:
+    def _column(self, name: str, tensors: Sequence[Tensor]) -> Array:
         """One number of every environment, ``[N]``, in memory of our own."""
-        column = np.concatenate([to_array(tensor) for tensor in tensors])
-        if column.shape != (self.num_envs,):
-            raise ValueError(f"a reward or flag has shape {list(column.shape)}, not {[self.num_envs]}")
-        return column
+        return as_numbers(name, np.concatenate([to_array(tensor) for tensor in tensors]), (self.num_envs,))
 
     def reset_rows(self, rows: Array) -> PyTree:
         out = self._observations.empty(self.num_envs)
