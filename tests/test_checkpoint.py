@@ -460,6 +460,26 @@ def test_a_write_that_fails_leaves_nothing_and_says_why(tmp_path: Path, monkeypa
     assert len(checkpoint.listing(tmp_path)) == 2
 
 
+@pytest.mark.usefixtures("plain_files")
+def test_a_save_after_one_that_failed_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saver = checkpoint.Saver(tmp_path, keep=2, keep_best=True)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        saver.save({"x": jnp.ones(3)}, progress(100), RUN)
+        with pytest.raises(OSError, match="No space left on device"):
+            saver.save({"x": jnp.ones(3)}, progress(200), RUN)  # there is no room for this one, either
+        saver.save({"x": jnp.ones(3)}, progress(300), RUN)
+        while saver._thread is not None and saver._thread.is_alive():
+            saver._thread.join()
+    saver.save({"x": jnp.ones(3)}, progress(400), RUN)  # and now there is
+    saver.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["000000000400"]
+
+
 @contextlib.contextmanager
 def small_disk() -> Iterator[None]:
     """No file may grow beyond 4 KiB, which is how a full disk looks to Orbax. That holds for pytest's own output, too: no

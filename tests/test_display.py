@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,16 @@ def metrics(iteration: int, seconds: float, seed: int = 0, **values: float) -> d
 def evaluation(iteration: int, mean: float, std: float = 1.0, seed: int = 0, seconds: float = 0.0) -> dict[str, float]:
     row = {"seed": seed, "iteration": iteration, "env_steps": 64 * iteration, "time/seconds": seconds}
     return row | {"eval/return": mean, "eval/return_std": std, "eval/episodes": 8.0}
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_says(telemetry: Telemetry) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as file:
+        shown = PlainDisplay(display.Listened(file=file), telemetry)
+        for _ in range(3):
+            shown.write(Event.status("still here"))
+        assert shown.console.quiet
 
 
 @pytest.fixture

@@ -301,6 +301,16 @@ def own(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_file_that_makes_a_suites_environment_is_what_makes_it_again(tmp_path: Path) -> None:
+    text = "from reppo import envs\n\ndef make():\n    env = envs.make('{}')\n    env.episode_length = 7\n    return env\n"
+    for name in ("playground:CartpoleBalance", "gymnax:Pendulum-v1", "gymnasium:Pendulum-v1"):
+        file = tmp_path / f"{name.partition(':')[0]}_task.py"
+        file.write_text(text.format(name))
+        spec = envs.make(f"{file}:make").spec()
+        assert (spec.name, spec.episode_length) == (f"{file}:make", 7)
+        assert envs.make(spec.name).spec().name == spec.name
+
+
 def test_an_environment_from_a_file(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(own.parent)
     env = envs.make("own.py:Mine")

@@ -138,7 +138,7 @@ def test_what_a_policy_says_of_itself(tmp_path: Path) -> None:
         (ARRAY, 1.0, r"got \[\]"),
         (DICT, np.zeros(5), "reads a dict observation with the entries a, b"),
         (DICT, {"a": np.zeros(2)}, "reads a dict observation with the entries a, b"),
-        (DICT, {"a": np.zeros(3), "b": np.zeros(3)}, "reads 5 numbers in a, b, got 6"),
+        (DICT, {"a": np.zeros(3), "b": np.zeros(3)}, r"reads 2 numbers in a, got \[3\]"),
     ],
 )
 def test_observations_that_it_cannot_read(tmp_path: Path, observation: Any, obs: Any, says: str) -> None:
@@ -276,6 +276,16 @@ def test_a_flipped_byte_is_refused_or_harmless(tmp_path_factory: pytest.TempPath
         np.testing.assert_array_equal(policy(np.ones(3)), SavedPolicy(small_arrays())(np.ones(3)))
 
 
+def test_a_single_number_of_a_dict_may_come_without_an_axis(tmp_path: Path) -> None:
+    observation = {"a": jax.ShapeDtypeStruct((1,), np.float32), "b": jax.ShapeDtypeStruct((2,), np.float32)}
+    policy = saved(tmp_path, make_policy(observation), observation)
+    b = np.ones(2)
+    expected = policy({"a": np.array([0.5]), "b": b})
+    np.testing.assert_array_equal(policy({"a": 0.5, "b": b}), expected)
+    batch = policy({"a": np.full(3, 0.5), "b": np.tile(b, (3, 1))})
+    np.testing.assert_allclose(batch, np.tile(expected, (3, 1)), rtol=1e-6)
+
+
 @given(st.integers(0, len(sound_bytes()) - 1))
 def test_a_truncated_file_is_refused(tmp_path_factory: pytest.TempPathFactory, length: int) -> None:
     refuses(tmp_path_factory.getbasetemp() / "truncated.npz", sound_bytes()[:length])
@@ -288,6 +298,9 @@ def test_where_policies_are_looked_for(tmp_path: Path) -> None:
         load_policy(tmp_path)
     (tmp_path / "policy_seed3.npz").write_bytes(changed(env="third"))
     assert load_policy(tmp_path).env == "third"
+    (tmp_path / "policy_seed10.npz").write_bytes(changed(env="tenth"))
+    with pytest.raises(ConfigError, match=r"holds 2 policies, policy_seed3.npz, policy_seed10.npz: name one of them$"):
+        load_policy(tmp_path)
     (tmp_path / "policy.npz").write_bytes(changed(env="only"))
     assert load_policy(str(tmp_path)).env == "only"
 

@@ -193,6 +193,19 @@ def test_a_collectors_rollout_is_what_happened(env: HostEnv) -> None:
     np.testing.assert_array_equal(begins, reset_before & valid[1:])
 
 
+def test_a_function_that_makes_a_vector_is_evaluated_with_as_many_as_it_has() -> None:
+    def vector() -> Any:
+        return gymnasium.vector.SyncVectorEnv([lambda: gymnasium.make("Pendulum-v1", max_episode_steps=5)] * 4)
+
+    config = dataclasses.replace(CONFIG, num_envs=4, eval_episodes=2, episode_length=5, v_min=-100.0, v_max=0.0)
+    run = Run(envs.make(vector), config, [7], None)
+    run.start()
+    evaluation = run.evaluate()
+    run.collector.close()
+    assert evaluation is not None
+    assert evaluation.returns.shape == (1, 2)
+
+
 def test_a_collector_cuts_its_training_alone() -> None:
     config = dataclasses.replace(CONFIG, episode_length=20, cut_probability=0.5)
     run = Run(envs.make(Endless), config, [7], None)  # pyright: ignore[reportArgumentType]

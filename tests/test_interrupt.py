@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from reppo.interrupt import KILLED, STOPPED, Interrupt
+from reppo.interrupt import KILLED, STOPPED, Interrupt, unheard
 
 PROGRAM = """
 import os, signal, sys, time
@@ -56,7 +56,7 @@ class Program:
         return self.process.returncode, out, err or ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_first_signal_is_a_request(number: int) -> None:
     program = Program("wait()\ntime.sleep(0.2)")
     program.send(number)
@@ -116,6 +116,35 @@ def test_a_closed_pipe_keeps_no_process_alive() -> None:
     os.close(write)
     program.send()
     assert program.end()[0] == STOPPED
+
+
+def test_a_forked_worker_tells_its_parent_of_no_signal() -> None:
+    body = "\n".join(
+        [
+            "import os, signal",
+            "child = os.fork()",
+            "if child == 0:",
+            "    time.sleep(30)",
+            "time.sleep(0.5)",
+            "os.kill(child, signal.SIGTERM)",
+            "_, status = os.waitpid(child, 0)",
+            "print('child', os.WTERMSIG(status), flush=True)",
+            "wait(0.3)",
+        ]
+    )
+    code, out, _ = Program(body).end()
+    assert (code, out.split()) == (0, ["child", str(int(signal.SIGTERM)), "end", "0"])
+
+
+def test_processes_started_unheard_ignore_ctrl_c() -> None:
+    with unheard():
+        text = "print('on', flush=True); import time; time.sleep(0.5); print('end')"
+        child = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "on\n"
+    child.send_signal(signal.SIGINT)
+    assert (child.wait(10), child.stdout.read()) == (0, "end\n")
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
 def test_signals_that_were_ignored_stay_ignored() -> None:

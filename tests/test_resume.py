@@ -137,9 +137,33 @@ def test_a_run_killed_before_its_first_checkpoint_starts_from_the_beginning(
 ) -> None:
     stopped(tmp_path / "run", 2)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
+    for policy in (tmp_path / "run").glob("*.npz"):
+        policy.unlink()
     recorder = Recorder()
     assert_same_run(reppo.resume(tmp_path / "run", sinks=[recorder]), references[1])
     assert "stopped before its first checkpoint: it starts from the beginning" in recorder.texts
+
+
+def test_results_without_checkpoints_are_not_begun_anew(tmp_path: Path) -> None:
+    train(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for config in (None, dataclasses.replace(CONFIG, total_steps=8 * STEPS)):
+        with pytest.raises(ConfigError, match=r"has best.npz and no checkpoint to go on from"):
+            reppo.resume(tmp_path / "run", config)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_an_environment_that_has_changed_is_refused(tmp_path: Path) -> None:
+    stopped(tmp_path / "run", 1)
+    file = tmp_path / "run" / "config.json"
+    description = json.loads(file.read_text())
+    description["spec"]["value_range"] = [-1.0, 2.5]
+    file.write_text(json.dumps(description))
+    with pytest.raises(
+        ConfigError, match=r"^probe:TargetReach has changed since this run began: value_range \[-1.0, 2.5\] -> "
+    ):
+        reppo.resume(tmp_path / "run")
 
 
 class Killed(BaseException):

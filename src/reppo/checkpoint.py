@@ -205,14 +205,22 @@ class Saver:
     def save(self, tree: PyTree, progress: Progress, run: dict[str, Any]) -> None:
         """Copy the state to the host and write it in the background; waits for the save before it.
 
+        Where that one failed, this one is waited for as well: a disk that was full may have room again.
+
         Raises:
-            OSError: where that one failed.
+            OSError: where this one failed, too.
         """
-        self.wait()
+        failed = None
+        try:
+            self.wait()
+        except OSError as error:
+            failed = error
         arrays = to_host(tree)
         # Not a daemon: an interpreter that exits in good order waits until the checkpoint is whole.
         self._thread = threading.Thread(target=self._write, args=(arrays, progress, run), name="checkpoint")
         self._thread.start()
+        if failed is not None:
+            self.wait()
 
     def wait(self) -> None:
         """Block until nothing is being written; raises what went wrong since the last call, once."""

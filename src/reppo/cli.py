@@ -166,10 +166,16 @@ class EvalArgs:
     """Print one JSON object instead of a sentence."""
 
 
+def check_seed(seed: int) -> None:
+    """Refuse what is no seed of JAX's random numbers."""
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"--seed must be between 0 and 2**32 - 1, got {seed}")
+
+
 def evaluate(args: EvalArgs) -> None:
-    for name, low in (("episodes", 1), ("seed", 0)):
-        if getattr(args, name) < low:
-            raise ConfigError(f"--{name} must be at least {low}, got {getattr(args, name)}")
+    if args.episodes < 1:
+        raise ConfigError(f"--episodes must be at least 1, got {args.episodes}")
+    check_seed(args.seed)
     policies = {path.name: export.load_policy(path) for path in policy_files(args.run, args.best)}
     env = args.env or next(iter(policies.values())).env
     results: dict[str, dict[str, np.ndarray]] = {}
@@ -255,8 +261,7 @@ class VideoArgs:
 def draw_video(args: VideoArgs) -> None:
     from reppo import video
 
-    if not 0 <= args.seed < 2**32:
-        raise ConfigError(f"--seed must be between 0 and 2**32 - 1, got {args.seed}")
+    check_seed(args.seed)
     if not 0 < args.seconds < float("inf"):
         raise ConfigError(f"--seconds must be positive, got {args.seconds:g}")
     file = policy_files(args.run, args.best)[0]
@@ -419,9 +424,10 @@ class CheckEnvArgs:
 
 
 def check_env(args: CheckEnvArgs) -> None:
-    for name, low in (("num_envs", 1), ("num_steps", 10), ("seed", 0)):
+    for name, low in (("num_envs", 1), ("num_steps", 10)):
         if getattr(args, name) < low:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
+    check_seed(args.seed)
     failed = 0
     with explained_errors(args.env), compiling.full_precision():
         env = envs.make(args.env)
@@ -625,8 +631,7 @@ class ToyArgs:
 def toy(args: ToyArgs) -> None:
     from reppo.toy import experiment, figure
 
-    if not 0 <= args.seed < 2**32:
-        raise ConfigError(f"--seed must be between 0 and 2**32 - 1, got {args.seed}")
+    check_seed(args.seed)
     with claimed(args.out, "toy") as out:
         check_free(out)
         settings = experiment.Settings(seed=args.seed)

@@ -289,7 +289,7 @@ def config_from_json(cls: type[AnyConfig], values: dict[str, Any], source: str) 
 
 
 #: Options that came after runs had been written, and what those runs did: they can still be resumed.
-LATER_OPTIONS: Mapping[str, Any] = {"actor_average": 0.0}
+LATER_OPTIONS: Mapping[str, Any] = {"actor_average": 0.0, "cut_probability": 0.0}
 
 
 def with_later_options(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ training loop no more than an assignment.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import math
@@ -370,6 +371,15 @@ class PlainDisplay:
             self._say(line)
 
 
+class Listened(Console):
+    """A console that says nothing more once nobody reads it, as after ``reppo train | head``; the run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError):  # what is left in its buffer would break again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
 class LiveDisplay(PlainDisplay):
     """A panel that is drawn over itself."""
 
@@ -455,7 +465,7 @@ class LiveDisplay(PlainDisplay):
 
 def make_display(directory: Path | None, started: float | None = None) -> PlainDisplay:
     """The display for this terminal, or plain lines where there is none. ``started``: see `reppo.loop.train`."""
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = Listened(highlight=False, markup=False, emoji=False)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     live = console.is_terminal and not console.is_dumb_terminal

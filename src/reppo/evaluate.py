@@ -92,7 +92,7 @@ def evaluate_policy(
         ConfigError: where the environment's observations or actions are not those that the policy was trained on.
     """
     play = _on_host if isinstance(env, envs.HostEnv) else _in_jax
-    num_envs = min(episodes, MAX_PARALLEL)
+    num_envs = getattr(env, "fixed_num_envs", None) or min(episodes, MAX_PARALLEL)
     with compiling.full_precision():
         spec = spec_for(policy, env, episode_length)
         batches = play(policy, env, spec, num_envs, -(-episodes // num_envs), seed)
@@ -110,6 +110,7 @@ def spec_for(policy: SavedPolicy, env: envs.AnyEnv, episode_length: int | None =
         ConfigError: where the environment's observations or actions are not those that the policy was trained on.
     """
     spec = env.spec()
+    check_keys(policy, spec)
     sizes = (spec.obs_size(policy.obs_keys or spec.actor_keys), spec.action_size)
     if (*sizes, spec.discrete) != (policy.obs_size, policy.action_size, policy.discrete):
         kinds = ["discrete actions" if discrete else "actions" for discrete in (policy.discrete, spec.discrete)]
@@ -121,12 +122,21 @@ def spec_for(policy: SavedPolicy, env: envs.AnyEnv, episode_length: int | None =
     if shapes[0] != shapes[1]:
         seen = [f"images {list(shape)}" if shape else "vectors" for shape in shapes]
         raise ConfigError(f"the policy reads {seen[0]}, but the observations of {spec.name} are {seen[1]}")
-    length = episode_length or spec.episode_length or policy.episode_length
+    trained = policy.episode_length if spec.name == policy.env else None  # elsewhere its own limit may mean nothing
+    length = episode_length or trained or spec.episode_length or policy.episode_length
     if length is None:
         raise ConfigError(f"{spec.name} has no time limit, and the policy was saved by a version that did not note it")
     bounded = bool(np.isfinite([spec.action_low, spec.action_high]).all())
     low, high = (spec.action_low, spec.action_high) if bounded else policy.bounds
     return dataclasses.replace(spec, action_low=low, action_high=high, episode_length=length)
+
+
+def check_keys(policy: SavedPolicy, spec: EnvSpec) -> None:
+    """Refuse an environment whose observations have not the entries that the policy reads; raises `ConfigError`."""
+    there = tuple(sorted(spec.observation)) if isinstance(spec.observation, dict) else ()
+    if bool(policy.obs_keys) != bool(there) or not set(policy.obs_keys) <= set(there):
+        read, seen = (f"a dict with {', '.join(keys)}" if keys else "one array" for keys in (policy.obs_keys, there))
+        raise ConfigError(f"the policy reads {read}, but the observations of {spec.name} are {seen}")
 
 
 class GreedyEpisodes:

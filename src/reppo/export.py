@@ -228,11 +228,7 @@ class SavedPolicy:
         if self.obs_keys:
             if not isinstance(obs, dict) or any(key not in obs for key in self.obs_keys):
                 raise ValueError(f"this policy reads a dict observation with the entries {', '.join(self.obs_keys)}")
-            entries = {key: np.asarray(obs[key], np.float32) for key in self.obs_keys}
-            size = sum(entry.shape[-1] if entry.ndim else 1 for entry in entries.values())
-            if size != self.obs_size:
-                raise ValueError(f"this policy reads {self.obs_size} numbers in {', '.join(self.obs_keys)}, got {size}")
-            return entries
+            return {key: self._entry(key, size, obs[key]) for key, size in zip(self.obs_keys, self.obs_sizes, strict=True)}
         if self.image is not None:
             image = np.asarray(obs)
             if image.shape[-3:] != self.image.shape or (image.dtype == np.uint8) != (self.image.dtype == "uint8"):
@@ -243,6 +239,16 @@ class SavedPolicy:
         if vector.ndim == 0 or vector.shape[-1] != self.obs_size:
             raise ValueError(f"this policy reads observations [..., {self.obs_size}], got {list(vector.shape)}")
         return vector
+
+    @staticmethod
+    def _entry(key: str, size: int, values: Any) -> np.ndarray:
+        """An entry of a dict as ``[..., size]``; a single number may come without an axis of its own."""
+        entry = np.asarray(values, np.float32)
+        if size == 1 and (entry.ndim == 0 or entry.shape[-1] != 1):
+            return entry[..., None]
+        if entry.ndim == 0 or entry.shape[-1] != size:
+            raise ValueError(f"this policy reads {size} numbers in {key}, got {list(entry.shape)}")
+        return entry
 
     def _to_environment(self, action: np.ndarray) -> np.ndarray:
         low, high = self.bounds
@@ -264,10 +270,13 @@ def load_policy(path: str | os.PathLike[str]) -> SavedPolicy:
     """
     path = Path(path)
     if path.is_dir():
-        found = sorted(path.glob("policy*.npz"))
+        found = sorted(path.glob("policy*.npz"), key=lambda file: (len(file.name), file.name))
         if not found:
             raise ConfigError(f"{path} holds no policy (policy.npz); has the run reached its first evaluation?")
-        path = path / "policy.npz" if path / "policy.npz" in found else found[0]
+        if len(found) > 1 and found[0].name != "policy.npz":
+            names = ", ".join(file.name for file in found)
+            raise ConfigError(f"{path} holds {len(found)} policies, {names}: name one of them")
+        path = found[0]
     if not path.is_file():
         raise ConfigError(f"no policy at {path}")
     try:

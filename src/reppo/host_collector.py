@@ -151,7 +151,7 @@ class HostCollector:
                 self._training.append(self.env.start(self.spec, self.config.num_envs))
             self._begun = False
             return self._training[0]
-        num_envs = min(episodes, self.config.num_envs)
+        num_envs = self.env.fixed_num_envs or min(episodes, self.config.num_envs)
         if self._evaluation is not None and self._evaluation.num_envs != num_envs:
             self._evaluation.close()
             self._evaluation = None

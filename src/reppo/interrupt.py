@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request to stop in good order.
+"""SIGTERM, SIGINT and SIGHUP as a request to stop in good order.
 
 Python runs its signal handlers only between bytecodes of the main thread, and compiling a simulator can keep that
 thread away for a minute. So the signal's byte is read by a thread of its own (`signal.set_wakeup_fd`), which can also end
@@ -35,7 +35,7 @@ class Interrupt:
     then ``otherwise`` is its end.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last one comes where a terminal is closed
 
     def __init__(self, how_to_resume: Callable[[], str | None], otherwise: str = NOTHING_YET):
         self.requested = 0  #: number of the first signal
@@ -49,6 +49,7 @@ class Interrupt:
         self._old_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         heeded = [number for number in self.SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         self._old_handlers = {number: signal.signal(number, self._handle) for number in heeded}
+        _heeding.add(self._handle)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
         return self
 
@@ -56,6 +57,7 @@ class Interrupt:
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._old_fd)
+        _heeding.discard(self._handle)
         os.close(self._write)  # the watcher reads the end of the pipe and returns
 
     @contextlib.contextmanager
@@ -103,6 +105,32 @@ class Interrupt:
                 line = f"reppo: {how}; {how_to_resume or self.otherwise}\n"
                 os.write(file.fileno(), ("\n" * file.isatty() + line).encode())
         os._exit(STOPPED if how_to_resume else KILLED + number)
+
+
+def _forget() -> None:
+    """In a forked worker: signals are for the process that was asked, and must not be told to it through its pipe."""
+    if signal.getsignal(signal.SIGTERM) in _heeding:
+        signal.set_wakeup_fd(-1)
+        for number in Interrupt.SIGNALS:
+            if signal.getsignal(number) in _heeding:
+                signal.signal(number, signal.SIG_DFL)
+
+
+_heeding: set[object] = set()  #: handlers of an `Interrupt` that is at work
+os.register_at_fork(after_in_child=_forget)
+
+
+@contextlib.contextmanager
+def unheard(number: signal.Signals = signal.SIGINT) -> Iterator[None]:
+    """Processes that are started within ignore Ctrl-C, which a terminal sends to all; their parent ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _listening(file: TextIO) -> bool:

@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -395,10 +396,12 @@ def resume(
         saved, damaged = checkpoint.newest(directory / "checkpoints")
         positions = {} if saved is None else saved.progress.positions
         if saved is None:
+            run_directory.check_nothing_earned(directory)
             run.notes.append("stopped before its first checkpoint: it starts from the beginning")
         else:
             run.restore(saved)
             clock = Clock(clock.started - saved.progress.seconds)
+        check_spec(description, run)
         run_directory.check_rows(directory, positions)
         if run.finished and run_directory.is_finished(directory, run.env_steps):
             run.recall()
@@ -441,6 +444,15 @@ def check_changes(saved: RunConfig, config: RunConfig) -> None:
         raise ConfigError(f"these options would make it another run: {listed}; start a new one with `reppo train`")
 
 
+def check_spec(description: dict[str, Any], run: Run) -> None:
+    """Refuse an environment that has changed since the run began: its values would mean something else."""
+    written, now = description.get("spec"), run.description["spec"]
+    written = written if isinstance(written, dict) else {}
+    changed = [f"{name} {written[name]} -> {now[name]}" for name in now if name in written and written[name] != now[name]]
+    if changed:
+        raise ConfigError(f"{run.spec.name} has changed since this run began: {', '.join(changed)}; start a new one")
+
+
 def other_run(written: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Differences between two descriptions of a run that make them two runs: ``name this -> that``."""
     pairs = [(name, written.get(name), now[name]) for name in ("env", "seeds")]
@@ -470,8 +482,8 @@ def _same_env(description: dict[str, Any], env: EnvLike | None) -> envs.AnyEnv:
     if env is None and ":" not in name:
         raise ConfigError(f"this run's environment, {name}, was made in Python: resume it there, reppo.resume(..., env=...)")
     made = envs.make(name if env is None else env)
-    if made.name != name:
-        raise ConfigError(f"the run trains {name}, not {made.name}")
+    if (found := made.spec().name) != name:
+        raise ConfigError(f"the run trains {name}, not {found}")
     return made
 
 
@@ -502,6 +514,8 @@ def _drive(run: Run, sinks: list[Sink], clock: Clock, interrupt: Interrupt | Non
                 raise
             keeper.save()
             keeper.wait()
+            if interrupt is not None and interrupt.requested:  # a worker process was asked to stop, too
+                raise Stopped(f"stopped at {run.env_steps:,} steps; {interrupt.how_to_resume()}") from error
             raise SimulatorError(f"{error}; saved at {run.env_steps:,} steps, `reppo resume {directory}` goes on") from error
         keeper.wait()
         if directory is not None:
@@ -726,7 +740,7 @@ def peak_memory() -> dict[str, int | None]:
     """The most that this process has held so far, of the host's memory and of a device's own; None where it has none."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     return {
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         "peak_device_memory_bytes": max((s["peak_bytes_in_use"] for s in stats if s), default=None),
     }
 

@@ -49,8 +49,11 @@ def _cpu_model() -> str:
 
 def _git_revision() -> str | None:
     """The revision of this package's checkout, with ``+changes`` where it is not clean; None where it is installed."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+changes", "--abbrev=40"]
+    git = ["git", "-C", str(Path(__file__).parent)]
+    known = [*git, "ls-files", "--error-unmatch", Path(__file__).name]  # it may lie in the repository of its user
+    describe = [*git, "describe", "--always", "--dirty=+changes", "--abbrev=40"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        subprocess.run(known, capture_output=True, timeout=5, check=True)
+        return subprocess.run(describe, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

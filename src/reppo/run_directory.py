@@ -24,7 +24,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from reppo.config import ConfigError
 from reppo.files import sync, write_json
@@ -86,6 +86,7 @@ def check_new(path: Path) -> None:
 def create(path: Path, description: dict[str, Any]) -> Path:
     """Make the directory, with its ``config.json`` in it from the first moment, so that it can always be resumed."""
     check_free(path)
+    path = path.absolute()  # `.` has no name
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
@@ -98,16 +99,28 @@ def create(path: Path, description: dict[str, Any]) -> Path:
     return path
 
 
+def _lock(file: IO[str], attempts: int = 10) -> None:
+    """Lock a file; raises `BlockingIOError` where another process has held it for half a second."""
+    for _ in range(attempts - 1):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.05)
+    return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the directory against other processes; the kernel lets go of it however this process ends."""
+    """Hold the directory against other processes; the kernel lets go of it however this process ends.
+
+    Who asks whether it is held, see `holder`, holds it for a moment: that is waited for.
+    """
     try:
         file = (path / "lock").open("a+")
     except OSError as error:
         raise ConfigError(f"cannot write in {path}: {error.strerror}") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError:
             file.seek(0)
             raise ConfigError(f"{path} is in use by process {file.read().strip() or 'unknown'}") from None
@@ -175,6 +188,16 @@ def read_description(path: Path) -> dict[str, Any]:
     if not whole or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
         raise ConfigError(f"{file} is damaged or of another program (env, seeds or config)")
     return description
+
+
+def check_nothing_earned(path: Path) -> None:
+    """Refuse to begin anew where results are and the checkpoints are gone: they would be overwritten."""
+    results = [*path.glob("policy*.npz"), *path.glob("best*.npz"), *path.glob("summary.json")]
+    if results:
+        raise ConfigError(
+            f"{path} has {min(result.name for result in results)} and no checkpoint to go on from; its results stay as they "
+            f"are: start a new run with `reppo train`"
+        )
 
 
 def is_finished(path: Path, total_steps: int) -> bool:

@@ -154,13 +154,13 @@ class FastTD3Config:
     def validate(self) -> None:
         """Raise `ConfigError` at the first value that cannot be trained with."""
         check_types(self)
-        check_limits(self)
         positive = (
             "total_steps num_envs num_steps replay_steps updates_per_step minibatch_size n_step policy_delay "
             "target_noise_clip actor_learning_rate critic_learning_rate episode_length num_evals eval_episodes "
             "checkpoint_minutes keep_checkpoints"
         )
         check_positive(self, positive)
+        check_limits(self)
         for name in ["learning_starts", "min_noise", "target_noise", "actor_output_scale", "weight_decay"]:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")

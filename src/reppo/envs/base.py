@@ -72,7 +72,7 @@ class Env(abc.ABC):
         low, high = (0, self.action_size - 1) if self.discrete else (self.action_low, self.action_high)
         bounds_shape = (1,) if self.discrete else (self.action_size,)
         return EnvSpec(
-            name=self.name,
+            name=self.made_from or self.name,
             observation=shape_of(observation),
             action_size=self.action_size,
             action_low=np.broadcast_to(np.asarray(low, np.float32), bounds_shape),

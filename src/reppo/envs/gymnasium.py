@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from reppo.config import ConfigError
 from reppo.envs import value_ranges
 from reppo.envs.host import Failure, HostEnv, RawStep, Simulator, WrongNumber, as_numbers, where_rows
 from reppo.envs.spaces import Actions, Observations, read_actions
+from reppo.interrupt import unheard
 from reppo.types import PyTree
 
 Array = npt.NDArray[Any]
@@ -181,6 +183,11 @@ def _index_of_failure() -> Iterator[None]:
     """
     try:
         yield
+    except KeyboardInterrupt as error:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            raise
+        # It is a worker's: Gymnasium passes it on. This process has heard the signal, and ends in good order.
+        raise Failure(None) from RuntimeError(f"a worker process was interrupted ({error})")
     except Exception as error:
         index, trace = None, error.__traceback__
         while trace is not None:
@@ -287,7 +294,8 @@ class WholeVector(GymnasiumEnv):
     def simulator(self, num_envs: int, episode_length: int) -> Simulator:
         if num_envs != self.fixed_num_envs:
             raise ConfigError(f"{self.name} is a vector of {self.fixed_num_envs} environments: set num_envs to that")
-        env = self._only if self._make is None else self._make()
+        with unheard():
+            env = self._only if self._make is None else self._make()
         assert env is not None
         simulator = VectorSimulator(env, self.observations, self.actions, owned=self._make is not None)
         if not simulator.resets_rows and self.episode_length not in (None, episode_length):

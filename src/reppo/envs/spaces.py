@@ -199,14 +199,18 @@ class Actions(NamedTuple):
     shape: tuple[int, ...]  #: of the simulator's own actions
     dtype: np.dtype[Any]
     discrete: bool = False
+    bounds: tuple[Array, Array] | None = None  #: low and high, ``[A]`` each, in the simulator's own dtype
 
     @property
     def size(self) -> int:
         return int(self.high[0] - self.low[0]) + 1 if self.discrete else len(self.low)
 
     def as_taken(self, action: Array) -> Array:
-        """Actions ``[N, A]``, or discrete ones ``[N]``, as the simulator takes them."""
-        return action.astype(self.dtype, copy=False).reshape(-1, *self.shape)
+        """Actions ``[N, A]``, or discrete ones ``[N]``, as the simulator takes them: rounding never leaves its bounds."""
+        taken = action.astype(self.dtype, copy=False)
+        if self.bounds is not None:
+            taken = np.clip(taken, *self.bounds)
+        return taken.reshape(-1, *self.shape)
 
 
 def read_actions(name: str, space: Any) -> Actions:
@@ -227,4 +231,5 @@ def read_actions(name: str, space: Any) -> Actions:
     with np.errstate(over="ignore"):
         low, high = (np.asarray(bound, np.float32).ravel() for bound in (space.low, space.high))
     low, high = np.where(low <= -UNBOUNDED, -np.inf, low), np.where(high >= UNBOUNDED, np.inf, high)
-    return Actions(low.astype(np.float32), high.astype(np.float32), tuple(space.shape), np.dtype(space.dtype))
+    bounds = (np.asarray(space.low).ravel(), np.asarray(space.high).ravel())
+    return Actions(low.astype(np.float32), high.astype(np.float32), tuple(space.shape), np.dtype(space.dtype), bounds=bounds)
