@@ -15,6 +15,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.wrappers import TimeLimit
 
 from reppo import cli, envs
+from reppo.envs import probes
 from reppo.envs.base import Env, Transition
 from reppo.envs.check import Finding, check
 
@@ -73,6 +74,12 @@ def test_every_adapter_passes(env: Any) -> None:
     assert found["true successor"].passed
 
 
+@pytest.mark.parametrize("name", probes.names())
+def test_every_probe_passes(name: str) -> None:
+    """Some of them always terminate after two steps, which is their task and no time limit."""
+    assert failed(findings(f"probe:{name}", num_envs=2, num_steps=60)) == []
+
+
 # ------------------------------------------------------------------------------------- broken ones on the host
 
 
@@ -97,9 +104,15 @@ class Line(gymnasium.Env):
 
 
 class Clock(Line):
+    length = 30
+
     def step(self, action: Any) -> Any:
         obs, reward, _, _, info = super().step(action)
-        return obs, reward, self.steps == 30, False, info
+        return obs, reward, self.steps == self.length, False, info
+
+
+class ShortClock(Clock):
+    length = _max_episode_steps = 4
 
 
 class Careless(Line):
@@ -140,6 +153,12 @@ def test_a_sound_environment_passes() -> None:
     ("env", "name", "seen", "advice"),
     [
         (Clock, "terminated or truncated", "every termination came after exactly 30 steps", "a time limit is a truncation"),
+        (
+            ShortClock,
+            "terminated or truncated",
+            "every termination came after exactly 4 steps",
+            "a time limit is a truncation",
+        ),
         (Careless, "determinism", "the same seed gives other first observations", "draw every random number from the seed"),
         (Diverging, "finite numbers", "numbers that are not finite, first environment 0 at step 2", "diverges"),
         (Growing, "runs", "environment 0 at step 21: observation has shape [3], not [2]", "mend this first"),

@@ -28,6 +28,7 @@ Array = npt.NDArray[Any]
 
 SHORT = 4  #: steps of the time limit that the checks of time limits use, unless the environment's own is shorter
 ENOUGH = 3  #: ends that have to be alike before something is concluded from it
+LONG = 10  #: steps after which ends that all come at the same one are a clock's; a short task may have a fixed length
 
 
 class Finding(NamedTuple):
@@ -273,9 +274,10 @@ def _ends(rows: Rows, spec: EnvSpec) -> Iterator[Finding]:
     steps = rows.steps
     lengths = [int(x) for x in steps.info["episode_length"][steps.terminated]]
     seen = f"{int(steps.terminated.sum())} episodes terminated, {int(steps.truncated.sum())} were truncated"
-    # Real ends come at various times. One length for all of them is a clock.
-    clock = len(lengths) >= ENOUGH and len(set(lengths)) == 1 and lengths[0] > 1
-    if clock:
+    clock = False
+    if len(lengths) >= ENOUGH and len(set(lengths)) == 1 and lengths[0] > 1:
+        # Real ends come at various times. One length for all of them is a clock, unless the task itself is that long.
+        clock = lengths[0] == spec.time_limit or lengths[0] >= LONG
         seen += f"; every termination came after exactly {lengths[0]} steps"
     advice = "a time limit is a truncation: return terminated=False there, and truncated=True where the interface has it"
     yield Finding("terminated or truncated", not clock, seen, advice)
