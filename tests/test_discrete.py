@@ -31,7 +31,7 @@ from reppo.evaluate import evaluate_policy
 from reppo.host_collector import HostCollector
 from reppo.loop import Run
 from reppo.nets import Actor, CriticOutput, DiscreteCritic
-from reppo.reppo import soft_value, target_entropy
+from reppo.reppo import policy_kl, soft_value, target_entropy
 
 LOG_2 = np.log(2.0)
 PROBS = np.array([0.5, 0.25, 0.125, 0.125])
@@ -65,6 +65,21 @@ def test_divergences_by_hand() -> None:
     exact = float(np.sum(PROBS * np.log(PROBS / np.array([0.7, 0.1, 0.1, 0.1]))))
     np.testing.assert_allclose(categorical().kl(tilted), exact, rtol=1e-5)
     np.testing.assert_allclose(sampled_kl(categorical(), tilted, KEY, 100_000), exact, atol=0.01)
+
+
+def test_the_sampled_kl_from_the_new_policy_still_teaches() -> None:
+    # Its draws have no gradient, and the mean of the gradient of log new(a) over them is zero.
+    config = Config(kl_estimator="sampled", kl_direction="reverse", kl_samples=1)
+
+    def pull(shift: jax.Array) -> jax.Array:
+        return policy_kl(categorical(), Categorical(jnp.log(jnp.asarray(PROBS)) + shift), config, KEY)
+
+    def exact(shift: jax.Array) -> jax.Array:
+        return Categorical(jnp.log(jnp.asarray(PROBS)) + shift).kl(categorical())
+
+    at = jnp.array([0.5, 0.0, -0.5, 0.2])
+    np.testing.assert_allclose(jax.grad(pull)(at), jax.grad(exact)(at), rtol=1e-5)
+    assert jnp.abs(jax.grad(pull)(at)).max() > 0.01
 
 
 def test_an_expectation_is_over_every_action_and_needs_no_sample() -> None:

@@ -22,6 +22,7 @@ from reppo.bench.page import Figure, Missing, Note, Section, Table, html, markdo
 from reppo.bench.records import Key, Record, Status
 from reppo.bench.statistics import REF_BEST
 from reppo.bench.suites import SUITES
+from reppo.config import ConfigError
 from reppo.toy.figure import COLOURS
 
 TASKS = ("playground:CartpoleBalance", "playground:CartpoleSwingup")
@@ -99,10 +100,20 @@ def test_only_its_own_figures_are_deleted(results: Path, tmp_path: Path) -> None
     own, foreign = tmp_path / "figures" / "an-old-one.svg", tmp_path / "figures" / "of-somebody-else.svg"
     own.touch()
     foreign.touch()
-    (tmp_path / "report.md").write_text("![An old one](figures/an-old-one.svg)\n")
+    (tmp_path / "report.md").write_text(f"# {report.TITLE}\n\n![An old one](figures/an-old-one.svg)\n")
     report.write(results, tmp_path)
     assert not own.exists()
     assert foreign.exists()
+
+
+@pytest.mark.parametrize("name", ["index.html", "report.md"])
+def test_a_page_that_is_not_ours_is_not_replaced(results: Path, tmp_path: Path, name: str) -> None:
+    text = "My page, with ![mine](figures/mine.svg)\n"
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=f"{name} is no report of this program and is not overwritten"):
+        report.write(results, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == text
 
 
 def test_the_numbers_are_those_of_the_runs(sections: list[Section]) -> None:

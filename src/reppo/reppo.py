@@ -248,7 +248,10 @@ def actor_loss(
 def policy_kl(old: ActionDistribution, new: ActionDistribution, config: Config, key: jax.Array) -> jax.Array:
     """KL between rollout policy and new policy at every state, ``[B]``, as configured."""
     first, second = (old, new) if config.kl_direction == "forward" else (new, old)
-    if config.kl_estimator == "closed_form":
+    # Draws of the new policy carry a gradient where they are reparameterised; a categorical's are not, and would teach
+    # nothing.
+    drawn = config.kl_direction == "forward" or not isinstance(new, distributions.Categorical)
+    if config.kl_estimator == "closed_form" or not drawn:
         return first.kl(second)
     return distributions.sampled_kl(first, second, key, config.kl_samples)
 

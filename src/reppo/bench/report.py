@@ -42,6 +42,8 @@ OTHERS = (
     ("REPPO and Stable-Baselines3 in equal time", "against.csv", "python benchmarks/against.py"),
 )
 
+TITLE = "REPPO: results"  #: near the beginning of every page, by which one is known
+
 MEMORY_PARTS = ("parameters", "batch", "replay")  #: of ``computed_memory_bytes``
 
 
@@ -49,7 +51,7 @@ def write(results: Path, out: Path | None = None) -> list[Path]:
     """Make the page; returns the files that were written.
 
     Raises:
-        ConfigError: where there are no results, or one run is there in two versions.
+        ConfigError: where there are no results, one run is there in two versions, or the pages would replace others.
     """
     if not results.is_dir():
         raise ConfigError(f"there is no folder {results}; `reppo bench` makes one")
@@ -59,6 +61,9 @@ def write(results: Path, out: Path | None = None) -> list[Path]:
     for block in (block for section in sections for block in section.blocks if isinstance(block, Figure)):
         files[out / "figures" / f"{block.id}.svg"] = block.standalone
     try:
+        for path in (out / "index.html", out / "report.md"):
+            if path.exists() and TITLE not in path.read_text(errors="replace")[:1000]:
+                raise ConfigError(f"{path} is no report of this program and is not overwritten; choose another --out")
         (out / "figures").mkdir(parents=True, exist_ok=True)
         for old in figures_of(out / "report.md") - files.keys():
             old.unlink(missing_ok=True)
@@ -113,7 +118,7 @@ def overview(found: records.Found, names: Sequence[str]) -> Section:
         blocks.append(Table("Runs that failed", ["suite", "algorithm", "task", "seed", "status", "why"], rows))
     if found.problems:
         blocks.append(Table("Files that were left out", ["why"], [[problem] for problem in found.problems]))
-    return Section("REPPO: results", blocks)
+    return Section(TITLE, blocks)
 
 
 class Group(NamedTuple):
