@@ -281,7 +281,7 @@ def test_a_single_number_of_a_dict_may_come_without_an_axis(tmp_path: Path) -> N
     policy = saved(tmp_path, make_policy(observation), observation)
     b = np.ones(2)
     expected = policy({"a": np.array([0.5]), "b": b})
-    np.testing.assert_array_equal(policy({"a": 0.5, "b": b}), expected)
+    np.testing.assert_array_equal(policy({"a": np.array(0.5), "b": b}), expected)
     batch = policy({"a": np.full(3, 0.5), "b": np.tile(b, (3, 1))})
     np.testing.assert_allclose(batch, np.tile(expected, (3, 1)), rtol=1e-6)
 
