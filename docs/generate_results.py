@@ -235,9 +235,10 @@ def quickstart_section() -> str:
 
 One process per seed, from a cold start with an empty compilation cache; then the first seed again with the cache. Seconds
 are wall time of the whole process, imports, compilation, evaluations and files included. Machines of this kind are shared,
-and their speed drifts by a factor of two within a day: the processor seconds drift with it. With eight epochs instead of
-six it took {before("quickstart_eight_epochs")} ({solved_before("quickstart_eight_epochs")}); in the hour of this table
-seed 10 took 40 with them, read from the terminal. The preset before that, with 800,000 steps of four epochs, took
+and their speed drifts by a factor of two within a day: the processor seconds drift with it. Before episodes were cut
+([decision 0019](decisions/0019-cut-episodes.md)) it took {before("quickstart_uncut")}
+({solved_before("quickstart_uncut")}). With eight epochs instead of six, without cuts, it took {before("quickstart_eight_epochs")} ({solved_before("quickstart_eight_epochs")}); in the hour of the
+table without cuts seed 10 took 40 with them, read from the terminal. The preset before that, with 800,000 steps of four epochs, took
 {before("quickstart_before_average")} in a fast hour, and 72 to 89 seconds in a slow one (`results/quickstart.csv` in git
 at 18fa4f5: 858 to 875, six of six solved). Machine: {hardware("quickstart.json")}.
 
@@ -266,10 +267,13 @@ def tasks_section() -> str:
     python benchmarks/learning.py tasks
 
 Five seeds at once in one process (`--seeds 5`), from a cold start; seconds are those of all five together, on one core.
-Other programs used the machine's other core. "Published"
+Other programs used that core, too: the processor seconds tell more. "Published"
 is the best mean final return of any method published for the task, at 50 million steps. Machine: {hardware("tasks.json")}.
 
-{tasks()}"""
+{tasks()}
+Before episodes were cut ([decision 0019](decisions/0019-cut-episodes.md)) the same seeds came to 482, 656, 694, 718 and 714 on
+ReacherEasy, to 1, 1, 17, 21 and 6 on PendulumSwingup, and to zero on BallInCup (`results/tasks.csv` in git at 26a0c31).
+"""
 
 
 def samples_section() -> str:
@@ -278,7 +282,8 @@ def samples_section() -> str:
 
     python benchmarks/learning.py samples
 
-`--target-samples S` on the default task, five seeds at once in one process on one core, from a cold start. "Mean over the
+`--target-samples S` on the default task, five seeds at once in one process on one core, from a cold start, before the preset
+cut episodes (`--cut-probability 0`). "Mean over the
 run" is that of the ten evaluations and the five seeds. Solved is the default run's 788. Machine: {hardware("samples.json")}.
 
 {samples()}
@@ -574,7 +579,7 @@ def differences_section() -> str:
 
 What [differences.md](differences.md) lists, taken back in turn, as far as a small function or an option does it, and two
 things that nobody proposes, for scale: every time limit as an end, and no normaliser. That is the `cpu`
-preset, seeds 740 to 749 of a variant at once. "Over the run" is the mean over the ten evaluations and the ten seeds, with a
+preset before it cut episodes, seeds 740 to 749 of a variant at once. "Over the run" is the mean over the ten evaluations and the ten seeds, with a
 bootstrap interval of 95 % over the seeds. "Beats ours" is the chance that a seed has a greater mean over its run than one of
 ours. Machine: {hardware("differences.json")}.
 
@@ -599,14 +604,16 @@ def against_section() -> str:
     python benchmarks/against.py --cores 0 1
 
 Every run in a process of its own on one core, two at a time, from a cold start: imports, compilation and evaluations count.
-REPPO has its `cpu` preset, the same on every task, and EnvPool's copy of a task where there is one. Stable-Baselines3, and
-SBX, which is the same in JAX, have the settings that RL Baselines3 Zoo publishes for the task, of MuJoCo's those for
-Gymnasium's older release, on their own vectors of Gymnasium's environments; there are none for the two tasks that come from
-DeepMind Control, nor for gymnax's Breakout-MinAtar, and REPPO is alone there.
+REPPO has its `cpu` preset, and EnvPool's copy of a task where there is one: on CheetahRun and WalkerWalk the preset as it is, on
+the others as it was before it cut episodes (`--cut-probability 0`, [decision 0019](decisions/0019-cut-episodes.md)).
+Stable-Baselines3, and SBX, which is the same in JAX, have the settings that RL Baselines3 Zoo publishes for the task, of
+MuJoCo's those for Gymnasium's older release, on their own vectors of Gymnasium's environments. The Zoo has none for the two
+tasks that come from DeepMind Control, where they have those of HalfCheetah and Walker2d (`pip install "shimmy[dm-control]"`),
+nor for gymnax's Breakout-MinAtar, where REPPO is alone.
 Returns are means over ten greedy episodes; seeds 10 to 14. "At a third" is what a run had after a third of the time; where
 it had not been evaluated since, that is its untrained policy. "Of the run" is the mean after all of an algorithm's steps,
 where every run made them: REPPO's are 401,408, which it has made long before the time is up, but on Ant.
-Machine: {hardware("against.json")}.
+Machine: {hardware("against.json")}; of CheetahRun and WalkerWalk an AMD EPYC, one run at a time, with tests on the other core.
 
 {table(found.header, rows)}
 We aim at the return that the best of the others has at the end, in a third of the time. On HalfCheetah REPPO has twice that
