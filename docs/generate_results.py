@@ -237,10 +237,11 @@ One process per seed, from a cold start with an empty compilation cache; then th
 are wall time of the whole process, imports, compilation, evaluations and files included. Machines of this kind are shared,
 and their speed drifts by a factor of two within a day: the processor seconds drift with it. Before episodes were cut
 ([decision 0019](decisions/0019-cut-episodes.md)) it took {before("quickstart_uncut")}
-({solved_before("quickstart_uncut")}). With eight epochs instead of six, without cuts, it took {before("quickstart_eight_epochs")} ({solved_before("quickstart_eight_epochs")}); in the hour of the
-table without cuts seed 10 took 40 with them, read from the terminal. The preset before that, with 800,000 steps of four epochs, took
-{before("quickstart_before_average")} in a fast hour, and 72 to 89 seconds in a slow one (`results/quickstart.csv` in git
-at 18fa4f5: 858 to 875, six of six solved). Machine: {hardware("quickstart.json")}.
+({solved_before("quickstart_uncut")}). With eight epochs instead of six, without cuts, it took
+{before("quickstart_eight_epochs")} ({solved_before("quickstart_eight_epochs")}); in the hour of the table without cuts
+seed 10 took 40 with them, read from the terminal. The preset before that, with 800,000 steps of four epochs, took
+{before("quickstart_before_average")} in a fast hour, and 72 to 89 seconds in a slow one (`results/quickstart.csv` in
+git at 18fa4f5: 858 to 875, six of six solved). Machine: {hardware("quickstart.json")}.
 
 {quickstart()}"""
 
@@ -271,8 +272,9 @@ Other programs used that core, too: the processor seconds tell more. "Published"
 is the best mean final return of any method published for the task, at 50 million steps. Machine: {hardware("tasks.json")}.
 
 {tasks()}
-Before episodes were cut ([decision 0019](decisions/0019-cut-episodes.md)) the same seeds came to 482, 656, 694, 718 and 714 on
-ReacherEasy, to 1, 1, 17, 21 and 6 on PendulumSwingup, and to zero on BallInCup (`results/tasks.csv` in git at 26a0c31).
+Before episodes were cut ([decision 0019](decisions/0019-cut-episodes.md)) the same seeds came to 482, 656, 694, 718 and
+714 on ReacherEasy, to 1, 1, 17, 21 and 6 on PendulumSwingup, and to zero on BallInCup (`results/tasks.csv` in git at
+26a0c31).
 """
 
 
@@ -579,9 +581,9 @@ def differences_section() -> str:
 
 What [differences.md](differences.md) lists, taken back in turn, as far as a small function or an option does it, and two
 things that nobody proposes, for scale: every time limit as an end, and no normaliser. That is the `cpu`
-preset before it cut episodes, seeds 740 to 749 of a variant at once. "Over the run" is the mean over the ten evaluations and the ten seeds, with a
-bootstrap interval of 95 % over the seeds. "Beats ours" is the chance that a seed has a greater mean over its run than one of
-ours. Machine: {hardware("differences.json")}.
+preset before it cut episodes, seeds 740 to 749 of a variant at once. "Over the run" is the mean over the ten
+evaluations and the ten seeds, with a bootstrap interval of 95 % over the seeds. "Beats ours" is the chance that a seed
+has a greater mean over its run than one of ours. Machine: {hardware("differences.json")}.
 
 {differences()}
 On Pendulum, whose episodes are cut every 200 steps, ten seeds tell hardly any of these from ours. The row of the entropy
@@ -604,16 +606,17 @@ def against_section() -> str:
     python benchmarks/against.py --cores 0 1
 
 Every run in a process of its own on one core, two at a time, from a cold start: imports, compilation and evaluations count.
-REPPO has its `cpu` preset, and EnvPool's copy of a task where there is one: on CheetahRun and WalkerWalk the preset as it is, on
-the others as it was before it cut episodes (`--cut-probability 0`, [decision 0019](decisions/0019-cut-episodes.md)).
-Stable-Baselines3, and SBX, which is the same in JAX, have the settings that RL Baselines3 Zoo publishes for the task, of
-MuJoCo's those for Gymnasium's older release, on their own vectors of Gymnasium's environments. The Zoo has none for the two
-tasks that come from DeepMind Control, where they have those of HalfCheetah and Walker2d (`pip install "shimmy[dm-control]"`),
-nor for gymnax's Breakout-MinAtar, where REPPO is alone.
-Returns are means over ten greedy episodes; seeds 10 to 14. "At a third" is what a run had after a third of the time; where
-it had not been evaluated since, that is its untrained policy. "Of the run" is the mean after all of an algorithm's steps,
-where every run made them: REPPO's are 401,408, which it has made long before the time is up, but on Ant.
-Machine: {hardware("against.json")}; of CheetahRun and WalkerWalk an AMD EPYC, one run at a time, with tests on the other core.
+REPPO has its `cpu` preset, and EnvPool's copy of a task where there is one: on CheetahRun and WalkerWalk the preset as
+it is, on the others as it was before it cut episodes (`--cut-probability 0`,
+[decision 0019](decisions/0019-cut-episodes.md)). Stable-Baselines3, and SBX, which is the same in JAX, have the
+settings that RL Baselines3 Zoo publishes for the task, of MuJoCo's those for Gymnasium's older release, on their own
+vectors of Gymnasium's environments. The Zoo has none for the two tasks that come from DeepMind Control, where they have
+those of HalfCheetah and Walker2d (`pip install "shimmy[dm-control]"`), nor for gymnax's Breakout-MinAtar, where REPPO
+is alone. Returns are means over ten greedy episodes; seeds 10 to 14. "At a third" is what a run had after a third of
+the time; where it had not been evaluated since, that is its untrained policy. "Of the run" is the mean after all of an
+algorithm's steps, where every run made them: REPPO's are 401,408, which it has made long before the time is up, but on Ant.
+Machine: {hardware("against.json")}; of CheetahRun and WalkerWalk an AMD EPYC, one run at a time, with tests on the
+other core.
 
 {table(found.header, rows)}
 We aim at the return that the best of the others has at the end, in a third of the time. On HalfCheetah REPPO has twice that
@@ -621,12 +624,13 @@ return by then in the mean, and every seed is past it; on Pendulum it is past it
 are at 500 by then, and everybody's at the end. On Ant nobody is above the untrained policy, which stands still, for about
 990: all fall from there when they begin to learn. REPPO falls first and climbs again, and is the best of the five after
 two minutes. The Zoo has SAC collect 10,000 steps on HalfCheetah and Ant before it learns. SBX makes about as many steps as
-Stable-Baselines3 in that time, with one environment and small networks. On CheetahRun and on WalkerWalk REPPO has three times as
-much after a third of the time as the best of the others at the end.
+Stable-Baselines3 in that time, with one environment and small networks. On CheetahRun and on WalkerWalk REPPO has three
+times as much after a third of the time as the best of the others at the end.
 
 On HalfCheetah these runs learned less from their 401,408 steps than with eight epochs
-([decision 0010](decisions/0010-cpu-preset.md#why-six-epochs)): `--num-epochs 8` is worth its time on tasks of many actions. On
-CheetahRun and WalkerWalk that was so, too, before episodes were cut ([decision 0019](decisions/0019-cut-episodes.md)).
+([decision 0010](decisions/0010-cpu-preset.md#why-six-epochs)): `--num-epochs 8` is worth its time on tasks of many
+actions. On CheetahRun and WalkerWalk that was so, too, before episodes were cut
+([decision 0019](decisions/0019-cut-episodes.md)).
 
 At times tests used the processors as well. One such time fell on Pendulum's seed 14, where REPPO then took 64 seconds
 instead of 24; the five runs of that seed were made again afterwards, and only these are in the table. On a slower machine,

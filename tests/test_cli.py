@@ -362,7 +362,7 @@ def test_eval_reports_fresh_episodes(reppo: Reppo, finished: Path) -> None:
     assert report["return_min"] <= report["return_mean"] <= report["return_max"]
     out = reppo("eval", finished / "policy.npz", "--episodes", 8).out
     assert out.startswith(f"probe:TargetReach: return {report['return_mean']:.2f} ± {report['return_std']:.2f} (min ")
-    assert out.endswith(" over 8 greedy episodes of 50 steps, seed 0\n")
+    assert out.endswith(" over 8 greedy episodes of 20 steps, seed 0\n"), "as long as the training's own evaluations"
     assert json.loads(reppo("eval", finished, "--episodes", 8, "--seed", 1, "--json").out)["returns"] != report["returns"]
 
 

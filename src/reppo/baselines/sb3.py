@@ -16,7 +16,6 @@ import numpy as np
 from reppo import envs
 from reppo.baselines.foreign import FLOAT, Evaluate, Params, num_parallel
 from reppo.config import ConfigError, check_counts, check_positive, check_types
-from reppo.envs.spaces import Observations
 from reppo.envs.spec import EnvSpec, check_observation
 from reppo.evaluate import Evaluation, first_episodes
 from reppo.types import PyTree
@@ -310,17 +309,10 @@ def one_vector(obs: PyTree, spec: EnvSpec) -> np.ndarray:
 
 def with_one_vector(env: Any, spec: EnvSpec) -> Any:
     """A Gymnasium environment with dict observations, as one with the vectors that `one_vector` makes of them."""
-    from gymnasium import spaces, wrappers
+    from reppo.envs import gymnasium
 
-    observations = Observations(spec.name, env.observation_space)
-
-    def read(obs: Any) -> np.ndarray:
-        out = observations.empty(1)
-        observations.write(obs, out, 0)
-        return one_vector(out, spec)[0]
-
-    space = spaces.Box(-np.inf, np.inf, (spec.obs_size(spec.actor_keys),), np.float32)
-    return wrappers.TransformObservation(env, read, space)
+    size = spec.obs_size(spec.actor_keys)
+    return gymnasium.with_vectors(env, spec.name, lambda obs: one_vector(obs, spec), size)
 
 
 def vector_env(name: str, config: SB3Config, spec: EnvSpec, seed: int) -> Any:

@@ -322,6 +322,19 @@ def time_limit(env: gymnasium.Env | VectorEnv) -> int | None:
     return None
 
 
+def with_vectors(env: gymnasium.Env, name: str, vector: Callable[[PyTree], Array], size: int) -> gymnasium.Env:
+    """``env`` with one vector of ``size`` numbers for its observation: ``vector`` makes it of ours, in a batch of one."""
+    observations = Observations(name, env.observation_space)
+
+    def read(obs: Any) -> Array:
+        out = observations.empty(1)
+        observations.write(obs, out, 0)
+        return vector(out)[0]
+
+    space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+    return gymnasium.wrappers.TransformObservation(env, read, space)
+
+
 def from_object(env: Any, name: str, make: Callable[[], Any] | None) -> HostEnv | None:
     """The `HostEnv` of what ``make`` has made, or of an object that was given; None where it is not Gymnasium's."""
     if isinstance(env, VectorEnv):
