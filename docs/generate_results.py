@@ -170,8 +170,8 @@ def readme_section() -> str:
 | seconds, compilation included | {min(seconds):.0f} to {max(seconds):.0f}; {min(cached):.0f} with a warm compilation cache |
 
 A slower machine takes twice as long, and the speed of shared ones drifts ([more](docs/results.md#the-default-run)).
-Decisions [0010](docs/decisions/0010-cpu-preset.md) and [0017](docs/decisions/0017-average.md) say how the preset was chosen,
-and what its dips are.
+Decisions [0010](docs/decisions/0010-cpu-preset.md), [0017](docs/decisions/0017-average.md) and
+[0019](docs/decisions/0019-cut-episodes.md) say how the preset was chosen, and what its dips are.
 
 {beside_others()}
 

@@ -28,6 +28,7 @@ def deaf():  # as inside a compiler: no handler of Python's runs
     import hashlib
     hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where the tests run under nohup, it is ignored
 resumable = [{resumable}]
 with Interrupt(lambda: "resume me" if resumable[0] else None) as interrupt:
     print("ready", flush=True)
