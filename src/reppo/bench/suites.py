@@ -184,12 +184,13 @@ class Suite:
     num_seeds: int
     preset: str
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  #: of `Config`, in place of the preset's
+    first_seed: int = 0  #: not 0 where the preset was tuned on the first seeds of the task
     steps: Mapping[str, int] = dataclasses.field(default_factory=dict)  #: of single algorithms, in place of the suite's
     together: int = 1  #: seeds that share a process, vectorised on one device
 
     @property
     def seeds(self) -> range:
-        return range(self.num_seeds)
+        return range(self.first_seed, self.first_seed + self.num_seeds)
 
     def configured(self, algorithm: str) -> Config:
         """The configuration of an algorithm; raises `ConfigError` where it does not fit."""
@@ -243,7 +244,16 @@ SUITES: dict[str, Suite] = {
         preset="paper-large",
     ),
     "laptop": Suite(
-        "REPPO and its score-function ablations on a CPU, and the baselines, which make a quarter of the steps",
+        "REPPO, its score-function ablations and the baselines on a CPU, with 200,000 steps each",
+        ("playground:CartpoleSwingup",),
+        COMPARED,
+        num_seeds=10,
+        preset="cpu",
+        options={"total_steps": 200_000, **NEWEST},
+        first_seed=10,
+    ),
+    "balance": Suite(
+        "the same on a task that all of them solve, REPPO with 800,000 steps and the baselines with 200,000",
         ("playground:CartpoleBalance",),
         COMPARED,
         num_seeds=10,
