@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -96,7 +97,7 @@ def test_the_command_of_a_run_has_its_configuration(name: str, preset_name: str)
 
 
 def test_a_plan_of_nothing_done(tmp_path: Path) -> None:
-    plan = make_plan("laptop", SUITES["laptop"], tmp_path)
+    plan = make_plan("balance", SUITES["balance"], tmp_path)
     assert not plan.done
     assert {job.algorithm for job in plan.jobs} == {*ESTIMATORS, *BASELINES}
     assert {job.algorithm: job.config.total_steps for job in plan.jobs if job.config} == {
@@ -106,6 +107,9 @@ def test_a_plan_of_nothing_done(tmp_path: Path) -> None:
     # Seed by seed, so that an interrupted suite has as many of each.
     compared = (*ESTIMATORS, *BASELINES)
     assert [(job.algorithm, job.seeds) for job in plan.jobs] == [(name, (seed,)) for seed in range(10) for name in compared]
+    # From seeds that the preset was not tuned on, and from the first of them where fewer are asked for.
+    plan = make_plan("laptop", SUITES["laptop"], tmp_path, seeds=2)
+    assert {job.seeds for job in plan.jobs} == {(10,), (11,)}
     suite = SUITES["estimators"]
     plan = make_plan("estimators", suite, tmp_path)
     assert [(job.algorithm, job.env, job.seeds) for job in plan.jobs] == [
@@ -122,7 +126,7 @@ def test_a_plan_of_nothing_done(tmp_path: Path) -> None:
     assert [(job.algorithm, job.seeds) for job in both.jobs] == [("reppo", (0, 1)), ("ppo", (0,)), ("ppo", (1,))]
 
 
-def test_what_cannot_run_here_is_named(tmp_path: Path) -> None:
+def test_what_cannot_run_here_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan("maniskill8", SUITES["maniskill8"], tmp_path, tasks=["PokeCube-v1"], algorithms=["reppo"])
     if "maniskill" not in cli.envs.SUITES:
         assert not plan.jobs
@@ -131,6 +135,15 @@ def test_what_cannot_run_here_is_named(tmp_path: Path) -> None:
     found = make_plan("small", host, tmp_path)
     assert [job.algorithm for job in found.jobs] == ["reppo"]
     assert "ppo takes environments that are written in JAX" in found.impossible[0].problem
+    there = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else there(name))
+    both = dataclasses.replace(host, tasks=("gymnasium:Pendulum-v1", "probe:TargetReach"), algorithms=("sb3-ppo",))
+    found = make_plan("small", both, tmp_path)
+    assert [job.problem for job in found.impossible] == [
+        "sb3-ppo needs torch: pip install 'reppo[sb3]'",
+        "sb3-ppo takes Gymnasium's environments, and probe:TargetReach is none",
+    ]
+    monkeypatch.undo()
     unknown = dataclasses.replace(SMALL, tasks=("probe:Nothing",), algorithms=("reppo", "nothing"))
     found = make_plan("small", unknown, tmp_path)
     assert [job.problem for job in found.impossible] == [

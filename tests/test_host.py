@@ -492,6 +492,22 @@ def test_a_pool_that_steps_on_after_an_end_is_caught(monkeypatch: pytest.MonkeyP
 # ------------------------------------------------------------------------------------- whole runs
 
 
+def test_a_vector_that_cannot_reset_one_environment_says_that_it_is_not_cut() -> None:
+    def vector() -> gymnasium.vector.VectorEnv:
+        return gymnasium.make_vec("CartPole-v1", N, vectorization_mode="vector_entry_point")
+
+    def told(**changes: Any) -> list[str]:
+        run = Run(envs.make(vector), dataclasses.replace(CONFIG, num_envs=N, **changes), [0], None)
+        run.start()
+        run.collector.close()
+        return [note.partition(": ")[2] for note in run.notes]
+
+    begins = "its environments cannot be reset one by one, so episodes are not "
+    assert told(cut_probability=0.1, stagger_episodes=True) == [f"{begins}cut nor staggered"]
+    assert told(cut_probability=0.1, stagger_episodes=False) == [f"{begins}cut"]
+    assert told(cut_probability=0.0, stagger_episodes=False) == []
+
+
 class Resumed(NamedTuple):
     """A run that an environment has ended in its fourth iteration, and that was then resumed."""
 

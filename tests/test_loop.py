@@ -244,6 +244,18 @@ def test_what_a_run_needs_is_counted_by_hand(monkeypatch: pytest.MonkeyPatch) ->
     run.check_memory()
 
 
+def test_a_container_may_have_less_memory_than_its_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    limit, unlimited = tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"
+    machine = loop.os.sysconf("SC_PHYS_PAGES") * loop.os.sysconf("SC_PAGE_SIZE")
+    monkeypatch.setattr(loop, "CGROUP_LIMITS", (str(limit), str(unlimited)))
+    assert loop.memory() == machine
+    unlimited.write_text("9223372036854771712\n")  # what version 1 says where there is none
+    limit.write_text("max\n")
+    assert loop.memory() == machine
+    limit.write_text("1073741824\n")
+    assert loop.memory() == 2**30
+
+
 def test_more_seeds_than_can_be_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"num_seeds must be at most 10,000, got 1,000,000,000"):
         reppo.train("probe:TargetReach", TINY, num_seeds=10**9)

@@ -55,7 +55,7 @@ EXIT_CODES = {
     CHECK_FAILED: "the environment that was checked does not keep the contract",
     USER_ERROR: "something to mend in what was asked for; one line says what",
     DIVERGED: "the run has ended early, because too many of its numbers are not finite",
-    STOPPED: "stopped by Ctrl-C or SIGTERM; `reppo resume RUN` goes on",
+    STOPPED: "stopped, by Ctrl-C, another signal or a closed output; `reppo resume RUN`, or the same `reppo bench`, goes on",
     INTERRUPTED: "Ctrl-C, and there is nothing to resume",
     KILLED + signal.SIGTERM: "SIGTERM, and there is nothing to resume",
 }

@@ -73,8 +73,9 @@ class Collector(Protocol):
     def env_state(self) -> PyTree:
         """What a checkpoint holds of the environments, leaves ``[K, N, ...]``; None before `start` or `restore`."""
 
-    def start(self) -> None:
-        """Begin episodes everywhere; raises `ConfigError` where a first observation is not finite."""
+    def start(self) -> str | None:
+        """Begin episodes everywhere; returns what the user should know of them, if anything. Raises `ConfigError` where a
+        first observation is not finite."""
 
     def like(self) -> PyTree:
         """The shapes of `env_state`."""
@@ -176,7 +177,7 @@ class JaxCollector:
         self.refresh_period = -(-self.vector_env.refresh_every // config.num_steps)
         self.env_state: PyTree = None
 
-    def start(self) -> None:
+    def start(self) -> str | None:
         first = self.programs.first(self.keys(Stream.FIRST, 0))
         check_first_observations(self.spec.name, first.obs)
         self.env_state = self.programs.begin(first, self.keys(Stream.STAGGER))

@@ -115,7 +115,8 @@ class Run:
         """Initialise networks and environments; refuse environments whose first observations are not finite."""
         self.check_memory()
         self._state = self.init(self.key(Stream.INIT))
-        self.collector.start()
+        if unusual := self.collector.start():
+            self.notes.append(unusual)
 
     def check_memory(self) -> None:
         """Refuse a run that cannot fit, before an operating system that promises more than it has ends the process.
@@ -285,12 +286,20 @@ def size_of(tree: PyTree) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
+#: Where Linux tells a container how much memory it may have, in version 2 and in version 1 of its control groups.
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
 def memory() -> int | None:
-    """Bytes of the device that JAX computes on; None where it does not say."""
+    """Bytes of the device that JAX computes on, on a CPU those that this process may have; None where it does not say."""
     device = jax.devices()[0]
-    if device.platform == "cpu":
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return (device.memory_stats() or {}).get("bytes_limit")
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # there is none, or it is the word max
+            sizes.append(int(Path(path).read_text()))
+    return min(sizes)
 
 
 def evaluation_due(config: RunConfig, iteration: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_type_hints
 
@@ -58,6 +59,15 @@ def foreign_agent(algorithm: str) -> Callable[[Any, Any, int], Any]:
     from reppo.baselines import sb3, sbx
 
     return sbx.Agent if algorithm.startswith("sbx") else sb3.Agent
+
+
+def uninstalled(algorithm: str, env: str) -> str:
+    """What to say where a package that an algorithm needs is not installed; empty where nothing is missing."""
+    config = next(iter(PRESETS[algorithm](env).values()))
+    for package in getattr(config, "packages", ()):
+        if importlib.util.find_spec(package) is None:
+            return f"{config.name} needs {package}: pip install 'reppo[{config.extra}]'"
+    return ""
 
 
 def configured(algorithm: str, env: str, preset: str, settings: Sequence[str], options: Mapping[str, Any]) -> Any:

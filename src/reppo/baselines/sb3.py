@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from reppo import envs
+from reppo.baselines import uninstalled
 from reppo.baselines.foreign import FLOAT, Evaluate, Params, num_parallel
 from reppo.config import ConfigError, check_counts, check_positive, check_types
 from reppo.envs.spec import EnvSpec, check_observation
@@ -281,10 +281,9 @@ class Agent:
 
 def suited(env: envs.AnyEnv, config: SB3Config) -> EnvSpec:
     """The environment's spec with the time limit; raises `ConfigError` where Stable-Baselines3 cannot train on it."""
-    for package in config.packages:
-        if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"{config.name} needs {package}: pip install 'reppo[{config.extra}]'")
     spec = env.spec()
+    if missing := uninstalled(config.name, spec.name):
+        raise ConfigError(missing)
     if not (isinstance(env, envs.HostEnv) and env.name.startswith(SUITE)):
         raise ConfigError(f"{config.name} takes Gymnasium's environments, such as gymnasium:HalfCheetah-v5, not {spec.name}")
     check_observation(spec.name, spec.observation)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from reppo import envs, options, run_directory
+from reppo import baselines, envs, options, run_directory
 from reppo.bench import records
 from reppo.bench.launchers import Launcher, Process
 from reppo.bench.records import Key, Record
@@ -143,7 +143,7 @@ def make_plan(
     for env in chosen(tasks, suite.tasks, "task", name):
         absent = unavailable(env)
         for algorithm in chosen(algorithms, suite.algorithms, "algorithm", name):
-            problem = unsuited(algorithm, env) or absent
+            problem = unsuited(algorithm, env) or absent or uninstalled(algorithm, env)
             if problem:
                 plan.impossible.append(Job(name, algorithm, env, tuple(all_seeds), None, suite.preset, problem))
                 continue
@@ -204,10 +204,19 @@ def unsuited(algorithm: str, env: str) -> str:
     """Why an algorithm cannot be run on an environment that is here; empty where it can."""
     if algorithm not in ALGORITHMS:
         return f"there is no algorithm {algorithm} here yet"
-    suite = envs.SUITES.get(env.partition(":")[0])
-    if ALGORITHMS[algorithm].in_jax and suite is not None and not suite.in_jax:
+    takes, name = ALGORITHMS[algorithm].takes, env.partition(":")[0]
+    suite = envs.SUITES.get(name)
+    if takes == "jax" and suite is not None and not suite.in_jax:
         return f"{algorithm} takes environments that are written in JAX, and {env} is not"
+    if takes == "gymnasium" and name != "gymnasium":
+        return f"{algorithm} takes Gymnasium's environments, and {env} is none"
     return ""
+
+
+def uninstalled(algorithm: str, env: str) -> str:
+    """The package that an algorithm lacks here; empty where there is none."""
+    kind, *name = ALGORITHMS[algorithm].command
+    return baselines.uninstalled(name[0], env) if kind == "baseline" else ""
 
 
 def refuse_other_options(record: Record, config: Config, results: Path) -> None:

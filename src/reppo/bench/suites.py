@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from reppo.bench.records import SUCCESS
 from reppo.bench.statistics import PER_1000, REF_BEST
@@ -91,7 +91,7 @@ class Algorithm:
     presets: Mapping[str, str] = dataclasses.field(default_factory=dict)  #: of a baseline, by the suite's preset
     several_seeds: bool = True  #: whether one process can train several
     resumes: bool = True  #: whether a run that was stopped can go on; otherwise it is begun anew
-    in_jax: bool = False  #: whether it takes only environments that are written in JAX
+    takes: Literal["any", "jax", "gymnasium"] = "any"  #: environments: any, those that are written in JAX, `gymnasium:` ones
 
     @property
     def is_reppo(self) -> bool:
@@ -155,7 +155,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         presets=PUBLISHED,
         several_seeds=False,
         resumes=False,
-        in_jax=True,
+        takes="jax",
     ),
     "sac": Algorithm(
         "Brax's SAC with the settings published for the task: twin critics, replay memory",
@@ -163,9 +163,26 @@ ALGORITHMS: dict[str, Algorithm] = {
         presets=PUBLISHED,
         several_seeds=False,
         resumes=False,
-        in_jax=True,
+        takes="jax",
     ),
 }
+
+#: Stable-Baselines3's and SBX's, which take Gymnasium's environments.
+FOREIGN = {
+    "sb3-ppo": "Stable-Baselines3's PPO",
+    "sb3-sac": "Stable-Baselines3's SAC",
+    "sbx-ppo": "SBX's PPO",
+    "sbx-sac": "SBX's SAC",
+}
+for _name, _whose in FOREIGN.items():
+    ALGORITHMS[_name] = Algorithm(
+        f"{_whose} with RL Zoo's settings for the task",
+        command=("baseline", _name),
+        presets=PUBLISHED,
+        several_seeds=False,
+        resumes=False,
+        takes="gymnasium",
+    )
 
 #: Those of suites, in the order of the report.
 BASELINES = ("ppo", "sac", "fasttd3")
@@ -260,6 +277,15 @@ SUITES: dict[str, Suite] = {
         preset="cpu",
         options={"total_steps": 800_000, **NEWEST, **BEFORE_ENTROPY},
         steps=dict.fromkeys(BASELINES, 200_000),
+    ),
+    "gymnasium": Suite(
+        "REPPO beside Stable-Baselines3 on Gymnasium's tasks, with 400,000 steps each",
+        ("gymnasium:Pendulum-v1", "gymnasium:HalfCheetah-v5"),
+        (REPPO, "sb3-ppo", "sb3-sac"),
+        num_seeds=10,
+        preset="cpu",
+        options={"total_steps": 400_000},
+        first_seed=10,
     ),
     "estimators": Suite(
         "the three gradient estimators on a CPU, on two tasks, with 400,000 steps",
