@@ -290,6 +290,24 @@ def test_a_vector_that_resets_otherwise_than_it_says_fails(
     assert advice in failure.advice
 
 
+class Eager(Vector):
+    """It resets at an end, and once more when it is told to."""
+
+    def step(self, actions: Any) -> Any:
+        obs, reward, terminated, truncated, info = super().step(actions)
+        over = terminated | truncated
+        return (self.reset(options={"reset_mask": over})[0] if over.any() else obs), reward, terminated, truncated, info
+
+
+def test_a_vector_that_resets_before_it_is_told_to_is_suspected() -> None:
+    found = findings(lambda: Eager(DISABLED, DISABLED))["successor at an end"]
+    assert found.passed is None
+    assert found.seen.endswith(
+        "but all lie where episodes begin, and those before them do not: if it resets itself, they are lost"
+    )
+    assert findings(lambda: Vector(DISABLED, DISABLED))["successor at an end"].passed
+
+
 def test_a_reward_in_the_row_of_a_reset_is_told() -> None:
     found = findings(lambda: Paying(NEXT_STEP, NEXT_STEP))
     assert failed(found) == []

@@ -184,6 +184,12 @@ for _name, _whose in FOREIGN.items():
         takes="gymnasium",
     )
 
+#: REPPO as its preset `cpu` deploys it, in suites that otherwise have `NEWEST`.
+AVERAGED = "reppo-averaged"
+ALGORITHMS[AVERAGED] = Algorithm(
+    "with the average of the actor's weights that the preset cpu deploys", {"actor_average": 0.9}
+)
+
 #: Those of suites, in the order of the report.
 BASELINES = ("ppo", "sac", "fasttd3")
 
@@ -263,7 +269,7 @@ SUITES: dict[str, Suite] = {
     "laptop": Suite(
         "REPPO, its score-function ablations and the baselines on a CPU, with 200,000 steps each",
         ("playground:CartpoleSwingup",),
-        COMPARED,
+        (REPPO, AVERAGED, *COMPARED[1:]),
         num_seeds=10,
         preset="cpu",
         options={"total_steps": 200_000, **NEWEST},

@@ -27,6 +27,7 @@ from reppo.types import PyTree, TimeStep
 Array = npt.NDArray[Any]
 
 SHORT = 4  #: steps of the time limit that the checks of time limits use, unless the environment's own is shorter
+MANY = 10  #: ends that have to be alike before something is suspected that may have another reason
 ENOUGH = 3  #: ends that have to be alike before something is concluded from it
 LONG = 10  #: steps after which ends that all come at the same one are a clock's; a short task may have a fixed length
 
@@ -312,8 +313,24 @@ def _successors(rows: Rows) -> Iterator[Finding]:
     # In JAX an episode begins where the one before it did, and a task may end when it is back there.
     passed = not same or (False if random and on_host else None)
     seen = f"the observations at {len(t)} ends are {'' if same else 'not '}those that the next episodes begin with"
+    last = jax.tree.map(lambda x: x[t, n], before)
+    if passed and on_host and len(t) >= MANY and _jumps_back(first, last, successor):
+        passed = None
+        seen += ", but all lie where episodes begin, and those before them do not: if it resets itself, they are lost"
     advice = "return the observation after the last step; in SAME_STEP it belongs in info['final_obs']"
     yield Finding("successor at an end", passed, seen, advice)
+
+
+def _jumps_back(first: PyTree, last: PyTree, successor: PyTree) -> bool:
+    """Whether all successors, leaves ``[M, ...]``, lie where episodes begin, and no observation before them does: within
+    three times the range of first observations, which is nothing in numbers that are not random there."""
+    begin, *others = (
+        np.concatenate([leaf.reshape(len(leaf), -1).astype(float) for leaf in jax.tree.leaves(tree)], axis=1)
+        for tree in (first, last, successor)
+    )
+    low, high = begin.min(axis=0), begin.max(axis=0)
+    near_last, near_successor = ((abs(x - (low + high) / 2) <= 1.5 * (high - low)).all(axis=1) for x in others)
+    return bool(near_successor.all() and not near_last.any())
 
 
 def _resets(subject: Subject, spec: EnvSpec, rows: Rows, actions: Array, seed: int, deterministic: bool) -> Finding:
