@@ -293,6 +293,15 @@ SUITES: dict[str, Suite] = {
         options={"total_steps": 400_000},
         first_seed=10,
     ),
+    "zoo": Suite(
+        "Stable-Baselines3 with the steps that RL Zoo's own benchmark has, to compare with its figures",
+        ("gymnasium:Pendulum-v1",),
+        ("sb3-ppo", "sb3-sac"),
+        num_seeds=5,
+        preset="cpu",
+        steps={"sb3-ppo": 100_000, "sb3-sac": 20_000},
+        first_seed=10,
+    ),
     "estimators": Suite(
         "the three gradient estimators on a CPU, on two tasks, with 400,000 steps",
         ("playground:CartpoleBalance", "playground:CartpoleSwingup"),
