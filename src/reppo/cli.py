@@ -84,7 +84,7 @@ class TrainArgs:
     seed: int = 0
     """The first seed."""
     seeds: int = 1
-    """How many seeds to train at once on this device: seed, seed + 1, ..."""
+    """How many seeds to train at once: seed, seed + 1, ... Several devices share them, where each gets as many."""
     out: Annotated[Path | None, unset("PATH")] = None
     """A new directory for the run's files. Unset: runs/TASK-DATE-TIME."""
     wandb: Annotated[str | None, unset("PROJECT")] = None
@@ -580,7 +580,7 @@ class BaselineArgs:
     seed: int = 0
     """The first seed."""
     seeds: int = 1
-    """How many seeds to train at once on this device: seed, seed + 1, ..."""
+    """How many seeds to train at once: seed, seed + 1, ... Several devices share them, where each gets as many."""
     out: Annotated[Path | None, unset("PATH")] = None
     """A new directory for the run's files. Unset: runs/TASK-ALGORITHM-DATE-TIME."""
     wandb: Annotated[str | None, unset("PROJECT")] = None

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from reppo import compiling
 from reppo.config import ConfigError, RunConfig
@@ -109,6 +110,11 @@ def over_seeds(function: Callable[..., Any], num_seeds: int, in_axes: Sequence[i
     return single
 
 
+def num_devices(num_seeds: int) -> int:
+    """How many of this process's devices share the seeds: as many as can, if each has equally many."""
+    return max(d for d in range(1, jax.local_device_count() + 1) if num_seeds % d == 0)
+
+
 def compile_over_seeds(
     function: Callable[..., Any],
     num_seeds: int,
@@ -116,8 +122,17 @@ def compile_over_seeds(
     options: compiling.Options,
     donate: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
-    """A compiled program over ``K`` seeds: arguments and results have a leading axis ``[K]``, but for axes None."""
-    return compiling.compiled(over_seeds(function, num_seeds, in_axes), options, donate)
+    """A compiled program over ``K`` seeds: arguments and results have a leading axis ``[K]``, but for axes None.
+
+    Several devices share the seeds. None of them waits for another, because each runs the program of its own seeds alone.
+    """
+    devices = num_devices(num_seeds)
+    program = over_seeds(function, num_seeds // devices, in_axes)
+    if devices > 1:
+        mesh = Mesh(jax.local_devices()[:devices], ("seed",))
+        own = tuple(PartitionSpec() if axis is None else PartitionSpec("seed") for axis in in_axes)
+        program = jax.shard_map(program, mesh=mesh, in_specs=own, out_specs=PartitionSpec("seed"), check_vma=False)
+    return compiling.compiled(program, options, donate)
 
 
 @dataclasses.dataclass(frozen=True)

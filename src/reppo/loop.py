@@ -25,7 +25,7 @@ import numpy as np
 
 from reppo import algorithms, checkpoint, compiling, envs, export, faults, run_directory
 from reppo.algorithms import make_learner
-from reppo.collector import Collected, Collector, JaxCollector, Keys, Stream, compile_over_seeds
+from reppo.collector import Collected, Collector, JaxCollector, Keys, Stream, compile_over_seeds, num_devices
 from reppo.config import PRESETS, ConfigError, RunConfig, shown_count, with_later_options
 from reppo.envs.host import SimulatorError
 from reppo.envs.spec import EnvSpec, resolve
@@ -80,6 +80,9 @@ class Run:
         self.iteration = 0
         self.evaluated = False
         self.notes: list[str] = list(env.notes) if isinstance(env, envs.HostEnv) else []
+        used, there = num_devices(len(self.seeds)), jax.local_device_count()
+        if used < there:
+            self.notes.append(f"this run uses {used} of {there} devices: --seeds {there}, or a multiple, has work for all")
         self.reproduced: set[tuple[str, int]] = set()
         self._state: PyTree = None
 
@@ -124,6 +127,8 @@ class Run:
         Counted are the learner's state, the rollout, and the order of its rows in all epochs: what there is at least.
         """
         needed, there = sum(self.memory_parts().values()), memory()
+        if jax.default_backend() != "cpu":
+            needed //= num_devices(len(self.seeds))  # each has a memory of its own
         if there is not None and needed > there:
             raise ConfigError(
                 f"this run needs at least {needed / 2**30:,.1f} GiB of memory, and there are {there / 2**30:,.1f}: try "
