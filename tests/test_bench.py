@@ -152,6 +152,16 @@ def test_what_cannot_run_here_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     ]
 
 
+def test_robots_whose_models_are_not_here_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from mujoco_playground._src import mjx_env
+
+    monkeypatch.delenv("REPPO_ALLOW_DOWNLOAD", raising=False)
+    monkeypatch.setattr(mjx_env, "MENAGERIE_PATH", tmp_path / "none")
+    plan = make_plan("humanoid", SUITES["humanoid"], tmp_path, seeds=1)
+    assert not plan.jobs
+    assert all("allow Playground to download them" in job.problem for job in plan.impossible)
+
+
 def test_a_signal_stops_in_good_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -334,7 +344,8 @@ def test_a_run_that_ended_when_nobody_recorded_it_is_not_run_again(tmp_path: Pat
     bench.run([job])
     assert not bench.failed
     seconds = json.loads((directory / "summary.json").read_text())["seconds"]
-    assert said[0].endswith(f"({seconds:.0f} s)")
+    assert f"not run again, it had ended in {directory} (revision " in said[0]
+    assert said[1].endswith(f"({seconds:.0f} s)")
     assert [record.status for record in records.read_all(bench.results).records] == 2 * ["complete"]
     # One that has not ended is no result: it would be run again, in a directory of its own.
     (directory / "summary.json").unlink()
@@ -523,6 +534,8 @@ def test_seeds_that_one_of_them_has_ended_run_alone(tmp_path: Path, monkeypatch:
     bench, said = benching(tmp_path, diverging, monkeypatch)
     bench.run(make_plan("small", SMALL, bench.results).jobs)
     assert "each seed is run again by itself" in said[0]
+    (aside,) = bench.work.glob("**/*.diverged")
+    assert aside.is_dir(), "nothing may go on from where a seed has ended the others"
     found = records.read_all(bench.results).records
     assert [(r.status, r.problem) for r in found] == [("complete", ""), ("diverged", "seed 1 stopped at 192 steps")]
     # A run that failed is a run with the return it had: it is not launched again.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib.util
+import itertools
 import re
 import shlex
 import tomllib
@@ -84,11 +85,19 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The words of every `reppo` command in the shell blocks of a page."""
-    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    """The words of every `reppo` command in the shell blocks of a page, fenced or indented."""
+    text = page.read_text().replace("\\\n", " ")
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL) + re.findall(r"^ {4,}(reppo .*)$", text, re.MULTILINE)
     lines = [part for block in blocks for line in block.splitlines() for part in line.split("&&")]
     words = [shlex.split(line, comments=True) for line in lines]
     return [line[1:] for line in words if line[:1] == ["reppo"]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_has_a_line_that_a_shell_would_run_alone(page: Path) -> None:
+    """A long command goes on after a backslash; without one, its second line would be a command of its own."""
+    lines = page.read_text().splitlines()
+    assert not [after for line, after in itertools.pairwise(lines) if re.match(r" +--\w", after) and not line.endswith("\\")]
 
 
 SHOWN = [(page, words) for page in PAGES for words in commands(page)]
@@ -109,6 +118,8 @@ def test_every_command_that_is_shown_is_real(page: Path, words: list[str], monke
         assert task
         if suite.endswith(".py"):
             assert Path(suite).exists() or suite.startswith("path/to/"), suite
+        elif suite == "my_package.envs":
+            assert task == "MyEnv"
         else:
             assert suite in envs.SUITES
             assert envs.missing(envs.SUITES[suite]) or task in envs.SUITES[suite].adapter().names()

@@ -15,7 +15,7 @@ from helpers import TINY, Array
 
 from reppo import envs
 from reppo.config import Config, ConfigError
-from reppo.envs import probes
+from reppo.envs import probes, value_ranges
 from reppo.envs.autoreset import AutoReset
 from reppo.envs.base import Env, Transition
 from reppo.envs.brax_style import BraxStyle, longest_scan
@@ -188,6 +188,53 @@ def test_a_key_inside_a_brax_state_is_replaced() -> None:
         np.testing.assert_array_equal(data, jax.random.key_data(key))
     for without in (FakeState({"steps": 1}), FakeState(None)):
         assert env.reseed(without, key) is without
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class CountState:
+    obs: jax.Array
+    reward: jax.Array
+    done: jax.Array
+
+    def replace(self, **changes: Any) -> CountState:
+        return dataclasses.replace(self, **changes)
+
+
+class Count:
+    """It counts its steps, pays the count, and is over at three."""
+
+    action_size, dt = 1, 0.5
+
+    def reset(self, key: jax.Array) -> CountState:
+        return CountState(jnp.zeros(1), jnp.array(0.0), jnp.array(0.0))
+
+    def step(self, state: CountState, action: jax.Array) -> CountState:
+        count = state.obs + action
+        return CountState(count, count[0], (count[0] == 3).astype(float))
+
+
+def test_an_action_is_repeated_until_the_episode_ends() -> None:
+    env, key, action = BraxStyle(Count(), "fake", 10, None, action_repeat=2), jax.random.key(0), jnp.ones(1)
+    assert (env.episode_length, env.step_seconds) == (5, 1.0)
+    state, obs = env.reset(key)
+    state, first = env.step(state, action, key)
+    state, second = env.step(state, action, key)
+    found = [(float(t.obs[0]), float(t.reward), bool(t.terminated)) for t in (first, second)]
+    assert found == [(2.0, 1.0 + 2.0, False), (3.0, 3.0, True)], "nothing comes after the end"
+    # A stored first state may carry the flag of the episode before.
+    _, third = env.step(state.replace(obs=obs), action, key)
+    assert (float(third.reward), bool(third.terminated)) == (3.0, False)
+
+
+def test_robots_whose_hands_are_paid_otherwise_have_no_value_range() -> None:
+    ranges = {
+        name: envs.make(f"envpool:MuJoCoPlayground/{name}-v1").spec().value_range for name in ("PandaPickCube", "Go1Getup")
+    }
+    assert ranges == {"PandaPickCube": None, "Go1Getup": (-10.0, 10.0)}
+    registry = envs.SUITES["playground"].adapter()._registry()  # pyright: ignore
+    assert all(value_ranges.of_playground(name) is None for name in registry.manipulation.ALL_ENVS)
+    assert all(value_ranges.of_playground(name) == (-10.0, 10.0) for name in registry.locomotion.ALL_ENVS)
 
 
 class Named:
@@ -382,6 +429,7 @@ def test_the_configuration_completes_the_spec() -> None:
         (spec_of({"a": {"b": vector(3)}}), Config(), "entry 'a' is a dict; use arrays, or one flat dict of arrays"),
         (spec_of(DICT), Config(actor_obs=("stat",)), "has no observation entry 'stat'; it has command, privileged_state"),
         (spec_of(vector(3)), Config(critic_obs=("state",)), "this one is an array"),
+        (spec_of({"privileged_state": vector(3)}), Config(), "choose the actor's with --actor-obs"),
         (spec_of(vector(3), None), Config(), "set v_min and v_max"),
         (spec_of(vector(3), None), Config(v_min=0.0), "set v_min and v_max"),
         (spec_of(vector(3)), Config(v_min=2.0), "v_min must be below v_max, got [2.0, 1.0]"),

@@ -148,6 +148,19 @@ def test_unequal_steps_are_told_of(sections: list[Section]) -> None:
     assert [row[1] for row in found["laptop-reliability-table"].rows] == ["1.000 [1.000, 1.000]"] * 2
 
 
+def test_reliability_is_seen_at_the_evaluations() -> None:
+    """A peak at one evaluation, and the fall after it, are there, though they fall between the points of a drawn curve."""
+    shares = [0.0, 0.5, 0.908, 0.639, 0.95]
+    steps = [0.0, 120_000, 241_664, 320_000, 400_000]
+    curve = np.array([[step, step / 1e4, share * 999.8, 0, 64] for step, share in zip(steps, shares, strict=True)])
+    group = report.Group(
+        "reppo", TASKS[0], [Record(Key("x", "reppo", TASKS[0], 0), "complete", "", DESCRIPTION, 1, 1, None, curve)]
+    )
+    blocks = report.aggregates("x", {"reppo": [group]}, (REF_BEST,))
+    found = next(block for block in blocks if isinstance(block, Table) and block.id == "x-reliability-table")
+    assert found.rows[0][1:] == ["1.000 [1.000, 1.000]", "0.00", "1.00"]
+
+
 def test_a_run_that_failed_keeps_its_return_until_the_end(tmp_path: Path) -> None:
     for seed in range(4):
         add(tmp_path, "reppo", TASKS[0], seed, 1000.0)

@@ -285,11 +285,14 @@ def aggregates(name: str, of: dict[str, list[Group]], normalisers: Sequence[str]
         yield profile(name, of, main, unequal)
 
     drawn, rows = [], []
-    for algorithm, c in curves.items():
+    for algorithm, groups in of.items():
+        # At the very evaluations: a grid between them would cut off what is there for one of them only.
+        steps = np.unique(np.concatenate([run.steps for group in groups for run in group.runs]))
+        c = [group.on(steps, main) for group in groups]
         found = statistics.reliability(c, TAU)
         at_end = statistics.bootstrap([curve[-1] for curve in c], lambda s: statistics.reliable_at_end(s, TAU))
         rows.append([algorithm, interval(at_end), f"{found.never_dropped:.2f}", f"{found.reached:.2f}"])
-        drawn.append(Line(algorithm, grids[algorithm], found.from_step, found.from_step, found.from_step))
+        drawn.append(Line(algorithm, steps, found.from_step, found.from_step, found.from_step))
     title = f"Reliability at tau = {TAU}, {name}"
     if not crowded:
         caption = f"Share of runs that are at or above {TAU} ({main}) from this step on, to the end."

@@ -28,9 +28,11 @@ from reppo.bench.launchers import Launcher, Process
 from reppo.bench.records import Key, Record
 from reppo.bench.suites import ALGORITHMS, Suite
 from reppo.config import PRESETS, Config, ConfigError, nearest
+from reppo.files import set_aside
 from reppo.interrupt import STOPPED
 
 DIVERGED = 3  #: exit code of a run that its numbers have ended, see `reppo.cli.EXIT_CODES`
+DIVERGED_RUN = ".diverged"  #: suffix of the directory of several seeds that one of them has ended
 MOST_WORDS = 400  #: of what a process has said last, for the record of its failure
 
 
@@ -197,7 +199,8 @@ def unavailable(env: str) -> str:
         return f"{env} needs {suite.package}: pip install 'reppo[{suite.extra}]'"
     if suite.lists_all and task not in suite.adapter().names():
         return f"{name} has no task {task} here"
-    return ""
+    more = getattr(suite.adapter(), "unavailable", None)
+    return more(task) if more is not None else ""
 
 
 def unsuited(algorithm: str, env: str) -> str:
@@ -308,7 +311,8 @@ class Bench:
         if code == STOPPED or (self._stopping.is_set() and code not in (0, DIVERGED)):
             raise Interrupted(f"{job} was stopped; the same command goes on")
         if code == DIVERGED and len(job.seeds) > 1:
-            # One seed has ended the others with it. Alone, each comes as far as it can.
+            # One seed has ended the others with it. Alone, each comes as far as it can. Nothing goes on from here.
+            set_aside(directory, DIVERGED_RUN)
             self.tell(f"{job}: diverged; each seed is run again by itself")
             return [dataclasses.replace(job, seeds=(seed,)) for seed in job.seeds]
         if code not in (0, DIVERGED):
@@ -354,7 +358,10 @@ class Bench:
         for directory in self.directories(job):
             if (directory / "summary.json").is_file() and is_of(job, directory):
                 with contextlib.suppress(ConfigError):  # not as it should be: it is run again
-                    return collected(job, directory, "complete", "", math.nan)
+                    found = collected(job, directory, "complete", "", math.nan)
+                    revision = found[0].description.get("git") or "unknown"
+                    self.tell(f"{job}: not run again, it had ended in {directory} (revision {revision[:7]})")
+                    return found
         return None
 
     def is_left(self, job: Job) -> bool:

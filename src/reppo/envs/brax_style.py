@@ -38,10 +38,12 @@ class BraxStyle(Env):
         episode_length: int,
         value_range: tuple[float, float] | None,
         max_return: float | None = None,
+        action_repeat: int = 1,
     ):
         self.inner = env
         self.action_size = env.action_size
-        self.episode_length = episode_length
+        self.episode_length = episode_length // action_repeat
+        self.action_repeat = action_repeat  #: steps of ``env`` in one of ours; ``episode_length`` is of ``env``'s
         self.value_range = value_range
         self.max_return = max_return
         self._name = name
@@ -60,7 +62,7 @@ class BraxStyle(Env):
     @property
     def step_seconds(self) -> float | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         dt = getattr(self.inner, "dt", None)  # Brax computes it on the device
-        return None if dt is None else float(dt)
+        return None if dt is None else float(dt) * self.action_repeat
 
     def reset(self, key: jax.Array) -> tuple[Any, PyTree]:
         state = self._reset(key)
@@ -69,8 +71,19 @@ class BraxStyle(Env):
     def step(self, state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, Transition]:
         del key
         # `done` is set at the end of an episode and a stored state may carry it; no environment reads it.
-        state = self.inner.step(state, action)
-        return state, Transition(state.obs, state.reward, state.done.astype(bool))
+        if self.action_repeat == 1:
+            state = self.inner.step(state, action)
+            return state, Transition(state.obs, state.reward, state.done.astype(bool))
+
+        def again(state: Any, _: None) -> tuple[Any, jax.Array]:
+            """One more step, unless the episode has ended."""
+            over = state.done.astype(bool)
+            after = self.inner.step(state, action)
+            return jax.tree.map(lambda new, old: jnp.where(over, old, new), after, state), jnp.where(over, 0.0, after.reward)
+
+        state = state.replace(done=jnp.zeros_like(state.done))
+        state, reward = jax.lax.scan(again, state, length=self.action_repeat)
+        return state, Transition(state.obs, reward.sum(), state.done.astype(bool))
 
     def render(self, states: Sequence[Any], height: int, width: int, camera: str | None) -> Sequence[np.ndarray]:
         with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of its own

@@ -47,7 +47,6 @@ OTHERS = (
 
 VALUE_RANGES = {
     "envpool.mujoco.dmc": value_ranges.DM_CONTROL,
-    "envpool.mujoco.playground": value_ranges.PLAYGROUND_ROBOTS,
     "envpool.atari": value_ranges.ATARI_CLIPPED,
 }
 
@@ -136,9 +135,12 @@ class EnvPoolEnv(HostEnv):
         self.observations = Observations(self.name, observation_space)
         limit = int(spec.config.max_episode_steps)
         self.episode_length = limit
-        suite = VALUE_RANGES.get(_envpool().registration.registry.specs[task][0])
-        self.value_range = suite or value_ranges.of_gymnasium(task)
-        self.max_return = float(limit) if suite == value_ranges.DM_CONTROL else None
+        family = _envpool().registration.registry.specs[task][0]
+        if family == "envpool.mujoco.playground":
+            self.value_range = value_ranges.of_playground(task.rpartition("/")[2])
+        else:
+            self.value_range = VALUE_RANGES.get(family) or value_ranges.of_gymnasium(task)
+        self.max_return = float(limit) if family == "envpool.mujoco.dmc" else None
 
     def simulator(self, num_envs: int, episode_length: int) -> Simulator:
         settings = {**self.settings, "max_episode_steps": episode_length}

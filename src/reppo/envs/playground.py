@@ -32,7 +32,6 @@ def make(name: str, physics: str | None = None) -> BraxStyle:
         raise ConfigError(f"playground:{name}@warp is for GPUs, and is not loaded without one; leave out @warp")
     registry = _registry()
     import mujoco
-    from mujoco_playground._src import mjx_env
 
     dmc = name in registry.dm_control_suite.ALL_ENVS
     # Playground 0.2.0's reacher calls MjSpec.find_body, which MuJoCo renamed.
@@ -42,11 +41,8 @@ def make(name: str, physics: str | None = None) -> BraxStyle:
     config = registry.get_default_config(name)
     if "impl" in config:
         config.impl = physics or "jax"
-    if not dmc and not mjx_env.MENAGERIE_PATH.exists() and not os.environ.get(DOWNLOAD):
-        raise ConfigError(
-            f"playground:{name} needs robot models that are not here; allow Playground to download them (MuJoCo Menagerie, "
-            f"by git) with {DOWNLOAD}=1"
-        )
+    if problem := unavailable(name):
+        raise ConfigError(problem)
     try:
         env = registry.load(name, config=config)
     except subprocess.CalledProcessError as error:
@@ -56,8 +52,26 @@ def make(name: str, physics: str | None = None) -> BraxStyle:
         env,
         name=f"playground:{name}{'' if physics is None else f'@{physics}'}",
         episode_length=length,
-        value_range=value_ranges.DM_CONTROL if dmc else value_ranges.PLAYGROUND_ROBOTS,
+        value_range=value_ranges.DM_CONTROL if dmc else value_ranges.of_playground(name),
         max_return=float(length) if dmc else None,
+        action_repeat=1 if dmc else action_repeat(name),
+    )
+
+
+def action_repeat(name: str) -> int:
+    """How often a task takes each action; Playground has it among its settings for Brax's PPO."""
+    return int((training_config(name, "ppo") or {}).get("action_repeat", 1))
+
+
+def unavailable(name: str) -> str:
+    """Why a task cannot be made here, as far as that is known without making it; empty where nothing is in the way."""
+    from mujoco_playground._src import mjx_env
+
+    if name in _registry().dm_control_suite.ALL_ENVS or mjx_env.MENAGERIE_PATH.exists() or os.environ.get(DOWNLOAD):
+        return ""
+    return (
+        f"playground:{name} needs robot models that are not here; allow Playground to download them (MuJoCo Menagerie, "
+        f"by git) with {DOWNLOAD}=1"
     )
 
 

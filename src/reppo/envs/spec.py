@@ -112,6 +112,11 @@ def resolve(spec: EnvSpec, config: RunConfig) -> EnvSpec:
                 raise ConfigError(
                     f"{spec.name} has no observation entry {key!r}; it has {', '.join(sorted(spec.observation))}"
                 )
+        if not actor_keys:
+            raise ConfigError(
+                f"{spec.name}: all observation entries begin with `privileged`, which are the critic's alone "
+                f"({', '.join(sorted(spec.observation))}): choose the actor's with --actor-obs"
+            )
     elif config.actor_obs or config.critic_obs:
         raise ConfigError(
             f"{spec.name}: actor_obs and critic_obs choose among the entries of a dict observation; this one is an array"

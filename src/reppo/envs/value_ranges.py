@@ -12,10 +12,19 @@ DM_CONTROL: ValueRange = (0.0, 150.0)  #: rewards are in [0, 1], so returns are 
 
 PLAYGROUND_ROBOTS: ValueRange = (-10.0, 10.0)  #: rewards of a step are scaled by the time step, 0.02 s
 
+#: Playground's manipulation tasks begin like this. Some pay a hundred times as much as others, so none has a range.
+PLAYGROUND_HANDS = ("Aero", "Aloha", "Leap", "Panda")
+
 MANISKILL: ValueRange = DM_CONTROL  #: its normalised rewards are at most 1, and go on after success
 
 #: Rewards are -1, 0 and 1, a game's points come one in several steps, and returns of 50 would take one in every two.
 ATARI_CLIPPED: ValueRange = (-10.0, 50.0)
+
+
+def of_playground(task: str) -> ValueRange | None:
+    """The range of a robot's task of MuJoCo Playground, where it is known."""
+    return None if task.startswith(PLAYGROUND_HANDS) else PLAYGROUND_ROBOTS
+
 
 #: Gymnasium's tasks, by their names without the version.
 GYMNASIUM: dict[str, ValueRange] = {
