@@ -21,7 +21,7 @@ from reppo.plot import SEED_COLOURS, short
 Array = NDArray[np.float64]
 
 INK = "#010203"  #: stands for the page's own colour until it is written
-COLOURS = SEED_COLOURS
+COLOURS = (*SEED_COLOURS, INK)
 COLOUR_NAMES = ("blue", "red", "green", "pink", "orange", "light blue")
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  #: with which lines that share a colour are told apart
 CROWDED = len(COLOURS) + 1  #: so many curves in one figure are not told apart
