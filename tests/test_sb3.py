@@ -105,10 +105,10 @@ def test_settings_that_cannot_be_are_one_line(config: Any, line: str) -> None:
 
 def test_a_package_that_is_missing_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     env = envs.make("gymnasium:Pendulum-v1")
-    monkeypatch.setattr(sb3.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"^sb3-ppo needs torch: pip install 'reppo\[sb3\]'$"):
         sb3.suited(env, PPO)
-    monkeypatch.setattr(sb3.importlib.util, "find_spec", lambda name: None if name == "sbx" else name)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "sbx" else name)
     with pytest.raises(ConfigError, match=r"^sbx-ppo needs sbx: pip install 'reppo\[sbx\]'$"):
         sb3.suited(env, SBX_PPO)
 
