@@ -56,7 +56,9 @@ def test_every_suite_can_be_configured(name: str) -> None:
         config = suite.configured(algorithm)
         config.validate()
         as_deployed = algorithm == AVERAGED or name == "gymnasium"
-        assert not ALGORITHMS[algorithm].is_reppo or (config.actor_average > 0) == as_deployed, "others compare the newest policy"
+        assert not ALGORITHMS[algorithm].is_reppo or (config.actor_average > 0) == as_deployed, (
+            "others compare the newest policy"
+        )
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

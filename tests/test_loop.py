@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reppo
-from reppo import checkpoint, envs, loop
+from reppo import checkpoint, envs, loop, provenance
 from reppo.collector import Keys, Stream
 from reppo.config import Config, ConfigError
 from reppo.envs.probes import TargetReach
@@ -246,14 +247,14 @@ def test_what_a_run_needs_is_counted_by_hand(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_container_may_have_less_memory_than_its_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     limit, unlimited = tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"
-    machine = loop.os.sysconf("SC_PHYS_PAGES") * loop.os.sysconf("SC_PAGE_SIZE")
-    monkeypatch.setattr(loop, "CGROUP_LIMITS", (str(limit), str(unlimited)))
-    assert loop.memory() == machine
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    monkeypatch.setattr(provenance, "CGROUP_LIMITS", (str(limit), str(unlimited)))
+    assert provenance.memory() == machine
     unlimited.write_text("9223372036854771712\n")  # what version 1 says where there is none
     limit.write_text("max\n")
-    assert loop.memory() == machine
+    assert provenance.memory() == machine
     limit.write_text("1073741824\n")
-    assert loop.memory() == 2**30
+    assert provenance.memory() == 2**30
 
 
 def test_more_seeds_than_can_be_are_refused() -> None:

@@ -34,7 +34,7 @@ from reppo.files import set_aside, write_json
 from reppo.host_collector import HostCollector
 from reppo.interrupt import Interrupt, Stopped
 from reppo.plot import plot_run, read_rows
-from reppo.provenance import provenance
+from reppo.provenance import memory, provenance
 from reppo.sinks import CsvSink, Event, Sink, TensorBoardSink, best_evaluation
 from reppo.types import PyTree
 
@@ -289,22 +289,6 @@ class Run:
 def size_of(tree: PyTree) -> int:
     """Bytes of all arrays, or shapes, of a pytree."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-#: Where Linux tells a container how much memory it may have, in version 2 and in version 1 of its control groups.
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
-def memory() -> int | None:
-    """Bytes of the device that JAX computes on, on a CPU those that this process may have; None where it does not say."""
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return (device.memory_stats() or {}).get("bytes_limit")
-    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for path in CGROUP_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # there is none, or it is the word max
-            sizes.append(int(Path(path).read_text()))
-    return min(sizes)
 
 
 def evaluation_due(config: RunConfig, iteration: int) -> bool:

@@ -1,7 +1,8 @@
-"""What a run's numbers depend on: versions, hardware, source revision."""
+"""What a run's numbers depend on: versions, hardware, source revision; and how much memory there is for it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -57,3 +58,19 @@ def _git_revision() -> str | None:
         return subprocess.run(describe, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+#: Where Linux tells a container how much memory it may have, in version 2 and in version 1 of its control groups.
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def memory() -> int | None:
+    """Bytes of the device that JAX computes on, on a CPU those that this process may have; None where it does not say."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # there is none, or it is the word max
+            sizes.append(int(Path(path).read_text()))
+    return min(sizes)

@@ -21,9 +21,9 @@ from reppo.config import ConfigError
 from reppo.envs.spec import EnvSpec
 from reppo.evaluate import MAX_PARALLEL, Evaluation
 from reppo.files import write_json
-from reppo.loop import Clock, Diverged, due, memory, peak_memory
+from reppo.loop import Clock, Diverged, due, peak_memory
 from reppo.plot import plot_run
-from reppo.provenance import provenance
+from reppo.provenance import memory, provenance
 from reppo.sinks import CsvSink, Event, Sink, best_evaluation
 
 FLOAT = 4  #: bytes
