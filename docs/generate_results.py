@@ -645,8 +645,8 @@ def against_section() -> str:
 
 Every run in a process of its own on one core, two at a time, from a cold start: imports, compilation and evaluations count.
 REPPO has its `cpu` preset, and EnvPool's copy of a task where there is one. Stable-Baselines3, and SBX, which is the same
-in JAX, have the settings that RL Baselines3 Zoo publishes for the task, of MuJoCo's those for Gymnasium's older release, on their own
-vectors of Gymnasium's environments. The Zoo has none for the two tasks that come from DeepMind Control, where they have
+in JAX, have the settings that RL Baselines3 Zoo publishes for the task, of MuJoCo's those for Gymnasium's older
+release, on their own vectors of Gymnasium's environments. The Zoo has none for the two tasks that come from DeepMind Control, where they have
 those of HalfCheetah and Walker2d (`pip install "shimmy[dm-control]"`), nor for gymnax's Breakout-MinAtar, where REPPO
 is alone. Returns are means over ten greedy episodes; seeds 10 to 14. "At a third" is what a run had after a third of
 the time; where it had not been evaluated since, that is its untrained policy. "Of the run" is the mean after all of an
