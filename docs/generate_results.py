@@ -643,16 +643,16 @@ def against_section() -> str:
 
     python benchmarks/against.py --cores 0 1
 
-Every run in a process of its own on one core, two at a time, from a cold start: imports, compilation and evaluations count.
-REPPO has its `cpu` preset, and EnvPool's copy of a task where there is one. Stable-Baselines3, and SBX, which is the same
-in JAX, have the settings that RL Baselines3 Zoo publishes for the task, of MuJoCo's those for Gymnasium's older
-release, on their own vectors of Gymnasium's environments. The Zoo has none for the two tasks that come from DeepMind Control, where they have
-those of HalfCheetah and Walker2d (`pip install "shimmy[dm-control]"`), nor for gymnax's Breakout-MinAtar, where REPPO
-is alone. Returns are means over ten greedy episodes; seeds 10 to 14. "At a third" is what a run had after a third of
-the time; where it had not been evaluated since, that is its untrained policy. "Of the run" is the mean after all of an
-algorithm's steps, where every run made them: REPPO's are 401,408, which it has made long before the time is up, but on Ant.
-Machine: {hardware("against.json")}; of CheetahRun and WalkerWalk an AMD EPYC, one run at a time, with tests on the
-other core.
+Every run in a process of its own on one core, two at a time, from a cold start: imports, compilation and evaluations
+count. REPPO has its `cpu` preset, and EnvPool's copy of a task where there is one. Stable-Baselines3, and SBX, which is
+the same in JAX, have the settings that RL Baselines3 Zoo publishes for the task, of MuJoCo's those for Gymnasium's older
+release, on their own vectors of Gymnasium's environments. The Zoo has none for the two tasks that come from DeepMind
+Control, where they have those of HalfCheetah and Walker2d (`pip install "shimmy[dm-control]"`), nor for gymnax's
+Breakout-MinAtar, where REPPO is alone. Returns are means over ten greedy episodes; seeds 10 to 14. "At a third" is what a
+run had after a third of the time; where it had not been evaluated since, that is its untrained policy. "Of the run" is
+the mean after all of an algorithm's steps, where every run made them: REPPO's are 401,408, which it has made long before
+the time is up, but on Ant. Machine: {hardware("against.json")}; of CheetahRun and WalkerWalk an AMD EPYC, one run at a
+time, with tests on the other core.
 
 REPPO's runs of Pendulum, CartPole, HalfCheetah and Ant were made later than the others', on a processor of the same kind
 in an hour when REPPO took 1.3 to 1.6 times as long for the same steps, and with other programs on the other core. That is
