@@ -151,7 +151,7 @@ def test_unequal_steps_are_told_of(sections: list[Section]) -> None:
 def test_reliability_is_seen_at_the_evaluations() -> None:
     """A peak at one evaluation, and the fall after it, are there, though they fall between the points of a drawn curve."""
     shares = [0.0, 0.5, 0.908, 0.639, 0.95]
-    steps = [0.0, 120_000, 241_664, 320_000, 400_000]
+    steps = [0.0, 230_000, 241_664, 251_000, 400_000]
     curve = np.array([[step, step / 1e4, share * 999.8, 0, 64] for step, share in zip(steps, shares, strict=True)])
     group = report.Group(
         "reppo", TASKS[0], [Record(Key("x", "reppo", TASKS[0], 0), "complete", "", DESCRIPTION, 1, 1, None, curve)]

@@ -140,6 +140,17 @@ ABLATIONS: dict[str, Algorithm] = {
 #: A baseline's presets, by the suite's.
 PUBLISHED = {"cpu": "cpu", "paper-large": "published", "paper-maniskill": "published"}
 
+#: Stable-Baselines3's and SBX's, which take Gymnasium's environments.
+FOREIGN = {
+    "sb3-ppo": "Stable-Baselines3's PPO",
+    "sb3-sac": "Stable-Baselines3's SAC",
+    "sbx-ppo": "SBX's PPO",
+    "sbx-sac": "SBX's SAC",
+}
+
+#: REPPO as its preset `cpu` deploys it, in suites that otherwise have `NEWEST`.
+AVERAGED = "reppo-averaged"
+
 #: Every algorithm that can be named. A baseline is one more line.
 ALGORITHMS: dict[str, Algorithm] = {
     **ABLATIONS,
@@ -165,30 +176,22 @@ ALGORITHMS: dict[str, Algorithm] = {
         resumes=False,
         takes="jax",
     ),
+    **{
+        name: Algorithm(
+            f"{whose} with RL Zoo's settings for the task",
+            command=("baseline", name),
+            presets=PUBLISHED,
+            several_seeds=False,
+            resumes=False,
+            takes="gymnasium",
+        )
+        for name, whose in FOREIGN.items()
+    },
+    AVERAGED: Algorithm(
+        "with the average of the actor's weights that the preset cpu deploys",
+        {"actor_average": preset("cpu").actor_average},
+    ),
 }
-
-#: Stable-Baselines3's and SBX's, which take Gymnasium's environments.
-FOREIGN = {
-    "sb3-ppo": "Stable-Baselines3's PPO",
-    "sb3-sac": "Stable-Baselines3's SAC",
-    "sbx-ppo": "SBX's PPO",
-    "sbx-sac": "SBX's SAC",
-}
-for _name, _whose in FOREIGN.items():
-    ALGORITHMS[_name] = Algorithm(
-        f"{_whose} with RL Zoo's settings for the task",
-        command=("baseline", _name),
-        presets=PUBLISHED,
-        several_seeds=False,
-        resumes=False,
-        takes="gymnasium",
-    )
-
-#: REPPO as its preset `cpu` deploys it, in suites that otherwise have `NEWEST`.
-AVERAGED = "reppo-averaged"
-ALGORITHMS[AVERAGED] = Algorithm(
-    "with the average of the actor's weights that the preset cpu deploys", {"actor_average": 0.9}
-)
 
 #: Those of suites, in the order of the report.
 BASELINES = ("ppo", "sac", "fasttd3")

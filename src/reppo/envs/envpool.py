@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -45,9 +45,11 @@ OTHERS = (
 )
 
 
-VALUE_RANGES = {
-    "envpool.mujoco.dmc": value_ranges.DM_CONTROL,
-    "envpool.atari": value_ranges.ATARI_CLIPPED,
+#: The value range of a task, by its family; of all others `value_ranges.of_gymnasium`.
+VALUE_RANGES: dict[str, Callable[[str], value_ranges.ValueRange | None]] = {
+    "envpool.mujoco.dmc": lambda task: value_ranges.DM_CONTROL,
+    "envpool.mujoco.playground": lambda task: value_ranges.of_playground(task.rpartition("/")[2]),
+    "envpool.atari": lambda task: value_ranges.ATARI_CLIPPED,
 }
 
 #: What the tasks of a family are made with, where that is not EnvPool's own default or has to stay what it is.
@@ -136,10 +138,7 @@ class EnvPoolEnv(HostEnv):
         limit = int(spec.config.max_episode_steps)
         self.episode_length = limit
         family = _envpool().registration.registry.specs[task][0]
-        if family == "envpool.mujoco.playground":
-            self.value_range = value_ranges.of_playground(task.rpartition("/")[2])
-        else:
-            self.value_range = VALUE_RANGES.get(family) or value_ranges.of_gymnasium(task)
+        self.value_range = VALUE_RANGES.get(family, value_ranges.of_gymnasium)(task)
         self.max_return = float(limit) if family == "envpool.mujoco.dmc" else None
 
     def simulator(self, num_envs: int, episode_length: int) -> Simulator:
