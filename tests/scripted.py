@@ -196,21 +196,22 @@ class ScriptedTensors(TensorEnv):
 
 
 class TensorHostEnv(HostEnv):
-    """`ScriptedTensors` behind the shared adapter: ``batches`` of them, which share the environments out."""
+    """`ScriptedTensors` behind the shared adapter: ``batches`` of them, which share the environments out;
+    with ``on_device``, observations stay in arrays of JAX, as on a GPU."""
 
     name = "tensors:Scripted"
     episode_length = TIME_LIMIT
 
-    def __init__(self, first_seed: int, batches: int | None = 1, resets_itself: bool = False):
+    def __init__(self, first_seed: int, batches: int | None = 1, resets_itself: bool = False, on_device: bool = False):
         self.observations = Observations(self.name, Scripted.observation_space)
         self.actions = read_actions(self.name, Scripted.action_space)
-        self._how = first_seed, batches, resets_itself
+        self._how = first_seed, batches, resets_itself, on_device
 
     def simulator(self, num_envs: int, episode_length: int) -> TensorSimulator:
-        first_seed, batches, resets_itself = self._how
+        first_seed, batches, resets_itself, on_device = self._how
         seeds = np.array_split(np.arange(first_seed, first_seed + num_envs), batches or num_envs)
         made = [ScriptedTensors([int(seed) for seed in part], resets_itself) for part in seeds]
-        return TensorSimulator(made, self.observations, self.actions, np.asarray)
+        return TensorSimulator(made, self.observations, self.actions, np.asarray, on_device)
 
 
 def episodes(transitions: list[Transition]) -> Iterator[list[Transition]]:

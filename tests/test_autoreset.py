@@ -259,7 +259,7 @@ def test_expensive_resets_are_drawn_every_four_episodes() -> None:
         cheap_reset = False
 
     assert AutoReset(Expensive(), N, 50).refresh_every == 200
-    assert AutoReset(Counting(), N, 50).refresh_every == 1
+    assert AutoReset(Counting(), N, 50).refresh_every == 32
 
 
 def test_a_step_alone_is_the_step_of_all() -> None:

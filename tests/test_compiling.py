@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from reppo import compiling, envs
-from reppo.collector import Stream
 from reppo.config import PRESETS
+from reppo.keys import Stream
 from reppo.loop import Run
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -66,11 +68,28 @@ def test_nothing_flows_into_entropy_or_kl() -> None:
 
 def test_the_floor_of_beta_by_hand() -> None:
     state = duals.init(0.01, 0.02)
-    np.testing.assert_allclose(duals.floored(state, 0.1).beta, 0.1, rtol=1e-6)
-    np.testing.assert_allclose(duals.floored(state, 0.1).alpha, 0.01, rtol=1e-6)
-    np.testing.assert_allclose(duals.floored(duals.init(0.01, 0.3), 0.1).beta, 0.3, rtol=1e-6)
+    np.testing.assert_allclose(duals.bounded(state, 0.1).beta, 0.1, rtol=1e-6)
+    np.testing.assert_allclose(duals.bounded(state, 0.1).alpha, 0.01, rtol=1e-6)
+    np.testing.assert_allclose(duals.bounded(duals.init(0.01, 0.3), 0.1).beta, 0.3, rtol=1e-6)
 
 
-def test_without_a_floor_beta_is_free() -> None:
-    state = duals.init(0.01, 1e-20)
-    assert duals.floored(state, 0.0) == state
+@pytest.mark.parametrize(("value", "found"), [(1e-20, 1e-6), (1e-5, 1e-5), (1e5, 1e5), (1e20, 1e6)])
+def test_without_a_floor_both_are_free_within_their_limits(value: float, found: float) -> None:
+    state = duals.bounded(duals.init(value, value), 0.0)
+    np.testing.assert_allclose((state.alpha, state.beta), found, rtol=1e-5)
+
+
+def test_beta_comes_back_from_where_it_decayed_to() -> None:
+    """Adam's steps are relative to the gradient, and that is nothing to it where beta is far below its epsilon."""
+    state, adam = duals.init(0.1, 0.1), optax.adam(3e-3)
+    opt_state = adam.init(state)  # pyright: ignore[reportArgumentType]
+
+    @jax.jit
+    def step(state: Duals, opt_state: Any, kl: float) -> Any:
+        updates, opt_state = adam.update(jax.grad(duals.loss)(state, jnp.array(-1.0), -1.0, kl, 0.1), opt_state)
+        return duals.bounded(eqx.apply_updates(state, updates), 0.0), opt_state
+
+    for kl, steps in ((0.05, 10_000), (0.5, 5_000)):
+        for _ in range(steps):
+            state, opt_state = step(state, opt_state, jnp.array(kl))
+    assert state.beta > 0.01

@@ -14,9 +14,11 @@ from helpers import TINY
 
 from reppo import evaluate
 from reppo.config import ConfigError
+from reppo.envs.autoreset import AutoReset
 from reppo.envs.base import Env, Transition
 from reppo.evaluate import evaluate_policy
 from reppo.export import SavedPolicy
+from reppo.keys import Keys, Stream
 from reppo.loop import Run
 
 
@@ -47,6 +49,24 @@ class Faulty(Fuse):
         left, length = state - jnp.array([1.0, 0.0])
         reward = jnp.where((length == 5) & (left == 2), jnp.nan, action[0])
         return jnp.stack([left, length]), Transition(left[None], reward, left == 0)
+
+
+def test_a_saved_policys_episodes_begin_where_no_run_of_that_seed_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    first = AutoReset.first
+
+    def seen(env: AutoReset, key: jax.Array) -> Any:
+        drawn.append(key)
+        return first(env, key)
+
+    monkeypatch.setattr(AutoReset, "first", seen)
+    monkeypatch.setattr(evaluate.compiling, "compiled", lambda function, *args, **options: function)  # so that keys are seen
+    evaluate_policy(constant_policy(0.5), Fuse(), episodes=3 * evaluate.MAX_PARALLEL, seed=0)
+    run = Keys([0])
+    training = [run(Stream.FIRST, iteration)[0] for iteration in range(5)]
+    evaluation = [run(Stream.EVALUATION, 0, batch, 0)[0] for batch in range(5)]
+    keys = [tuple(jax.random.key_data(key).tolist()) for key in (*drawn, *training, *evaluation)]
+    assert len(set(keys)) == len(keys) == 3 + 10
 
 
 def constant_policy(squashed: float, obs_size: int = 1, log_std: float = 3.0) -> SavedPolicy:

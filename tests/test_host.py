@@ -43,7 +43,17 @@ CONFIG = dataclasses.replace(TINY, num_envs=N, num_steps=8, num_minibatches=2, e
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:gymnasium.*", "ignore:.*global_norm:DeprecationWarning")
 
-ADAPTERS = ["loop", "NEXT_STEP", "SAME_STEP", "DISABLED", "envpool", "tensors", "tensors alone", "tensors reset"]
+ADAPTERS = [
+    "loop",
+    "NEXT_STEP",
+    "SAME_STEP",
+    "DISABLED",
+    "envpool",
+    "tensors",
+    "tensors alone",
+    "tensors reset",
+    "tensors on device",
+]
 
 
 @pytest.fixture(params=ADAPTERS)
@@ -56,7 +66,9 @@ def make_env(adapter: str, monkeypatch: pytest.MonkeyPatch, num_envs: int = N) -
         monkeypatch.setattr(envpool_adapter, "_envpool", scripted.envpool_module)
         return envpool_adapter.make("Scripted")
     if adapter.startswith("tensors"):
-        return scripted.TensorHostEnv(SEED, None if adapter == "tensors alone" else 1, adapter == "tensors reset")
+        return scripted.TensorHostEnv(
+            SEED, None if adapter == "tensors alone" else 1, adapter == "tensors reset", adapter == "tensors on device"
+        )
     made = envs.make(Scripted if adapter == "loop" else lambda: scripted.vector(AutoresetMode[adapter], num_envs))
     assert isinstance(made, HostEnv)
     return made

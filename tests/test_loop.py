@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 import reppo
 from reppo import checkpoint, envs, loop, provenance
-from reppo.collector import Keys, Stream
 from reppo.config import Config, ConfigError
 from reppo.envs.probes import TargetReach
+from reppo.keys import Keys, Stream
 from reppo.loop import Clock, Run, evaluation_due
 from reppo.plot import read_rows
 from reppo.sinks import best_evaluation
@@ -110,6 +110,7 @@ def test_no_two_purposes_share_a_key() -> None:
     paths = [(Stream.INIT,), (Stream.STAGGER,), *((Stream.FIRST, i) for i in range(3))]
     paths += [(Stream.ITERATION, i, part) for i in range(3) for part in range(2)]
     paths += [(Stream.EVALUATION, seed, batch, part) for seed in range(2) for batch in range(2) for part in range(3)]
+    paths += [(Stream.SAVED, batch, part) for batch in range(3) for part in range(3)]
     drawn = np.concatenate([np.asarray(jax.random.key_data(keys(*path))) for path in paths])
     assert len(np.unique(drawn, axis=0)) == len(drawn) == 2 * len(paths)
 

@@ -673,6 +673,28 @@ def test_nothing_in_a_row_that_is_no_transition_reaches_the_update(garbage: floa
     assert_identical(compiled_update()(start(), other, KEY), updated())
 
 
+def test_a_row_that_is_no_transition_is_harmless_to_networks_without_norms() -> None:
+    """Raw zeros are far off where an observation hardly varies, and a network that nothing normalises overflows there."""
+    config = dataclasses.replace(CONFIG, norm="none")
+    state = init(KEY, config, SPEC)
+    far = ROLLOUT._replace(obs=jax.tree.map(lambda x: x * 1e-3 + 1e3, ROLLOUT.obs))
+    far = far._replace(next_obs=far.obs)
+    statistics = normalizer.update(state.policy.normalizer, far.obs, far.valid)
+    state = eqx.tree_at(lambda s: s.policy.normalizer, state, statistics)
+    after, metrics = jax.jit(functools.partial(update, config=config, spec=SPEC))(state, far, KEY)
+    assert metrics["train/skipped_updates"] == 0
+    assert all(np.isfinite(x).all() for x in leaves((after, metrics)).values())
+
+
+@pytest.mark.parametrize(("kl_mode", "moves"), [("gate", True), ("penalty", True), ("none", False)])
+def test_beta_moves_where_it_holds_something(kl_mode: str, moves: bool) -> None:
+    """Without a constraint it would rise until it overflowed, and with it the norm that decides about alpha's steps."""
+    config = dataclasses.replace(CONFIG, kl_mode=kl_mode)
+    after, _ = jax.jit(functools.partial(update, config=config, spec=SPEC))(start(), ROLLOUT, KEY)
+    assert (after.duals.log_beta != start().duals.log_beta) == moves
+    assert after.duals.log_alpha != start().duals.log_alpha
+
+
 def test_parameters_and_metrics_are_finite() -> None:
     assert all(np.isfinite(x).all() for x in leaves(updated()).values())
 

@@ -188,6 +188,26 @@ def test_a_run_killed_while_it_writes_its_outcome_writes_it_again(
     assert_same_run(reppo.resume(tmp_path / "run"), references[1])
 
 
+def test_a_best_policy_is_replaced_when_its_evaluation_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill in between would leave a file whose evaluation is in no table. One after it is made up for."""
+    newest = []
+
+    def kill_at_the_last(run: Run) -> None:
+        assert run.directory is not None
+        newest.append(checkpoint.listing(run.directory / "checkpoints")[-1].name == f"{run.env_steps:012d}-evaluated")
+        if len(newest) == CONFIG.num_evals:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_policies", kill_at_the_last)
+        with pytest.raises(Killed):
+            train(tmp_path / "run", config=CONFIG)
+    assert newest == [True] * CONFIG.num_evals
+    assert not list((tmp_path / "run").glob("*.npz"))
+    with np.load(reppo.resume(tmp_path / "run").directory / "policy.npz") as found:  # pyright: ignore[reportOptionalOperand]
+        assert len(found) > 0
+
+
 # ------------------------------------------------------------------------------------------- the end, and beyond it
 
 

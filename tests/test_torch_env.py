@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scripted
-from helpers import TINY
+from helpers import TINY, assert_identical
 from scripted import Scripted, ScriptedTensors, TensorHostEnv
 
 import reppo
@@ -21,8 +24,9 @@ from reppo import cli, envs
 from reppo.envs.check import check
 from reppo.envs.host import SimulatorError
 from reppo.envs.spec import resolve
-from reppo.envs.torch_env import TensorSimulator, TensorStep, to_array
+from reppo.envs.torch_env import TensorSimulator, TensorStep, to_array, to_jax, torch_tensors
 from reppo.evaluate import FirstEpisodes, first_episodes
+from reppo.loop import Run
 
 N = 5
 CONFIG = dataclasses.replace(TINY, num_envs=N, num_steps=8, eval_episodes=N, episode_length=None, v_min=-10.0, v_max=50.0)
@@ -92,6 +96,100 @@ def test_a_tensor_of_a_gpu_is_transferred_and_one_of_the_cpu_is_viewed() -> None
     np.testing.assert_array_equal(to_array(OnGpu()), [0, 1, 2])
     here = np.arange(3.0)
     assert np.shares_memory(to_array(here), here)
+
+
+# ------------------------------------------------------------------------------------- on the device
+
+
+class Alike(ScriptedTensors):
+    """One whose observations are float32 in memory that JAX takes without a copy, as those of a GPU are."""
+
+    def __init__(self, num_envs: int):
+        super().__init__(range(num_envs), False)
+        room = np.zeros(num_envs * 4 + 16, np.float32)
+        start = -room.ctypes.data % 64 // 4
+        self.buffer = room[start : start + num_envs * 4].reshape(num_envs, 4)
+
+
+def test_a_tensor_is_viewed_and_what_becomes_of_it_is_a_copy() -> None:
+    env, batch = TensorHostEnv(100), Alike(N)
+    assert to_jax(batch.buffer).unsafe_buffer_pointer() == batch.buffer.ctypes.data
+    made = TensorSimulator([batch], env.observations, env.actions, np.asarray, on_device=True)
+    obs = made.reset(0)
+    kept = np.copy(obs)
+    batch.buffer[...] = 7.0
+    assert isinstance(obs, jax.Array)
+    np.testing.assert_array_equal(obs, kept)
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_a_rollout_on_the_device_is_that_of_the_host(batches: int) -> None:
+    """To the bit, with ends, cuts and staggered episodes; and the update is not compiled again for where its rows are."""
+    config = dataclasses.replace(CONFIG, stagger_episodes=True, cut_probability=0.1)
+    collected = []
+    for on_device in (False, True):
+        run = Run(TensorHostEnv(100, batches, on_device=on_device), config, [3, 4], None)
+        run.start()
+        collected.append([run.collector.collect(run.state, i) for i in range(3)])
+        run.collector.close()
+    for host, device in zip(*collected, strict=True):
+        assert_identical(host.rows, device.rows)
+        assert_identical(host.episodes, device.episodes)
+    assert collected[0][0].rows.truncated.any()
+
+
+def test_training_on_the_device_is_that_of_the_host(tmp_path: Path) -> None:
+    runs = [
+        reppo.train(TensorHostEnv(100, on_device=on_device), CONFIG, seed=3, out=tmp_path / str(on_device))
+        for on_device in (False, True)
+    ]
+    assert_identical(*(run.state for run in runs))
+    np.testing.assert_array_equal(runs[0].returns, runs[1].returns)
+
+
+def test_observations_and_actions_stay_in_arrays_of_jax() -> None:
+    env, taken = TensorHostEnv(100), []
+
+    def as_tensor(action: Any) -> Any:
+        taken.append(action)
+        return np.asarray(action)
+
+    made = TensorSimulator([Alike(N)], env.observations, env.actions, as_tensor, on_device=True)
+    run = Run(env, CONFIG, [3], None)
+    env.simulator = lambda num_envs, episode_length: made  # pyright: ignore[reportAttributeAccessIssue]
+    rows = (run.start(), run.collector.collect(run.state, 0))[1].rows
+    run.collector.close()
+    assert len(taken) == CONFIG.num_steps
+    assert all(isinstance(action, jax.Array) for action in taken)
+    assert all(isinstance(row, jax.Array) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("env", "chosen", "found"),
+    [("maniskill:PickCube-v1", None, "false"), ("mjlab:X", "true", "true"), ("gymnax:Pendulum-v1", None, None)],
+)
+def test_jax_leaves_memory_to_a_simulator_on_the_same_gpu(
+    env: str, chosen: str | None, found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before JAX is asked whether there is a GPU, unless the user has chosen otherwise."""
+    variable = "XLA_PYTHON_CLIENT_PREALLOCATE"
+    monkeypatch.setenv(variable, chosen or "")  # so that what it was is restored
+    if chosen is None:
+        monkeypatch.delenv(variable)
+    seen = []
+    monkeypatch.setattr("reppo.loop.default_preset", lambda: seen.append(os.environ.get(variable)) or "cpu")
+    cli.arguments("train", [env])
+    assert seen == [found]
+
+
+def test_tensors_of_torch_share_the_memory_of_arrays_both_ways() -> None:
+    torch = pytest.importorskip("torch")
+    tensor = torch.arange(64.0).reshape(16, 4)
+    array = to_jax(tensor)
+    assert array.unsafe_buffer_pointer() == tensor.data_ptr()
+    action = jnp.ones((16, 2)) * 0.5
+    assert torch_tensors("cpu")(action).data_ptr() == action.unsafe_buffer_pointer()
+    np.testing.assert_array_equal(to_jax(tensor[:, :2]), tensor[:, :2].numpy())  # not contiguous: this one is copied
 
 
 class WrongRewards(ScriptedTensors):

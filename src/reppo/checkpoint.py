@@ -222,11 +222,15 @@ class Saver:
         if failed is not None:
             self.wait()
 
-    def wait(self) -> None:
-        """Block until nothing is being written; raises what went wrong since the last call, once."""
+    def settle(self) -> None:
+        """Block until nothing is being written. What went wrong is for the next `save` or `wait` to say."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def wait(self) -> None:
+        """Block until nothing is being written; raises what went wrong since the last call, once."""
+        self.settle()
         error, self._error = self._error, None
         if error is not None:
             raise error

@@ -669,7 +669,9 @@ def arguments(command: str, argv: Sequence[str]) -> Any:
     wants_help = not options.HELP.isdisjoint(argv)
     words = [word for word in argv if word not in options.HELP]
     if cls is TrainArgs:
-        name = options.parse(TrainArgs, words, command).preset or loop.default_preset()
+        asked = options.parse(TrainArgs, words, command)
+        envs.leave_gpu_memory(asked.env)  # to know of a GPU is to start JAX
+        name = asked.preset or loop.default_preset()
         return options.parse(TrainArgs, argv, command, TrainArgs(preset=name, config=preset(name)))
     if wants_help:
         return options.parse(ResumeArgs, argv, command, shown=loop.RESUMABLE)

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -24,55 +23,29 @@ from reppo.envs.base import Env
 from reppo.envs.spec import EnvSpec
 from reppo.evaluate import Evaluation, FirstEpisodes
 from reppo.interrupt import Interrupt
+from reppo.keys import Keys, Stream
 from reppo.rollout import Fault, rollout
 from reppo.types import Learner, Metrics, PyTree, Rollout
 
 
-class Stream:
-    """Purposes of randomness, folded into the run's key, so that no two draws share a key."""
-
-    INIT, FIRST, STAGGER, ITERATION, EVALUATION = range(5)
-
-
-class Keys:
-    """The keys of a run's seeds: ``keys(purpose, ...)`` is one per seed, ``[K]``, and never the same for two purposes."""
-
-    def __init__(self, seeds: Sequence[int]):
-        self.roots = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-
-    def __call__(self, *path: int) -> jax.Array:
-        return functools.reduce(lambda keys, word: _fold_in(keys, np.uint32(word)), path, self.roots)
-
-
-def fold_in(root: jax.Array, *path: Any) -> jax.Array:
-    """What `Keys` gives the seed of this root, for use in a compiled program."""
-    return functools.reduce(lambda key, word: jax.random.fold_in(key, jnp.uint32(word)), path, root)
-
-
-@jax.jit
-@functools.partial(jax.vmap, in_axes=(0, None))
-def _fold_in(key: jax.Array, word: jax.Array) -> jax.Array:
-    return jax.random.fold_in(key, word)
-
-
 class Collected(NamedTuple):
-    """What one iteration has seen; leaves ``[K, T, N, ...]``."""
+    """What one iteration has seen; leaves ``[R, T, N, ...]``."""
 
     rows: Rollout
     #: ``episode_return``, ``episode_length``, whether ``episode_done``, and where rows are spent on a reset: ``reset``
     episodes: dict[str, Any]
-    fault: Fault | None  #: the first step of every seed that was no transition, ``[K]``, where it can be made again
-    invalid_resets: Any  #: first states that were not finite, and are not used, ``[K]``
+    fault: Fault | None  #: the first step of every seed that was no transition, ``[R]``, where it can be made again
+    invalid_resets: Any  #: first states that were not finite, and are not used, ``[R]``
 
 
 class Collector(Protocol):
-    """The environments of a run, ``N`` for each of its ``K`` seeds, and all that is known of how they are stepped."""
+    """The environments of a run, ``N`` for each of its ``R`` seeds, and all that is known of how they are stepped."""
 
     preparation: str  #: what `start` does, in words for the user
 
     @property
     def env_state(self) -> PyTree:
-        """What a checkpoint holds of the environments, leaves ``[K, N, ...]``; None before `start` or `restore`."""
+        """What a checkpoint holds of environments that have begun, leaves ``[R, N, ...]``; empty of a simulator."""
 
     def start(self) -> str | None:
         """Begin episodes everywhere; returns what the user should know of them, if anything. Raises `ConfigError` where a
@@ -85,11 +58,11 @@ class Collector(Protocol):
         """Go to where a checkpoint is, instead of `start`; returns what the user should know of it, if anything."""
 
     def collect(self, state: PyTree, iteration: int) -> Collected:
-        """Roll out the policies of a learner's state, leaves ``[K, ...]``, from where the last rollout ended."""
+        """Roll out the policies of a learner's state, leaves ``[R, ...]``, from where the last rollout ended."""
         ...
 
     def evaluate(self, state: PyTree, episodes: int, seed: int, interrupt: Interrupt | None) -> Evaluation | None:
-        """Greedy, fresh episodes, ``[K, episodes]``; None where ``interrupt`` asked to stop."""
+        """Greedy, fresh episodes, ``[R, episodes]``; None where ``interrupt`` asked to stop."""
 
     def close(self) -> None:
         """Give back what the environments hold; they are of no use afterwards."""
@@ -115,6 +88,11 @@ def num_devices(num_seeds: int) -> int:
     return max(d for d in range(1, jax.local_device_count() + 1) if num_seeds % d == 0)
 
 
+def mesh_of_seeds(num_seeds: int) -> Mesh:
+    """The devices that share the seeds, along an axis ``seed``."""
+    return Mesh(jax.local_devices()[: num_devices(num_seeds)], ("seed",))
+
+
 def compile_over_seeds(
     function: Callable[..., Any],
     num_seeds: int,
@@ -122,14 +100,14 @@ def compile_over_seeds(
     options: compiling.Options,
     donate: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
-    """A compiled program over ``K`` seeds: arguments and results have a leading axis ``[K]``, but for axes None.
+    """A compiled program over ``R`` seeds: arguments and results have a leading axis ``[R]``, but for axes None.
 
     Several devices share the seeds. None of them waits for another, because each runs the program of its own seeds alone.
     """
     devices = num_devices(num_seeds)
     program = over_seeds(function, num_seeds // devices, in_axes)
     if devices > 1:
-        mesh = Mesh(jax.local_devices()[:devices], ("seed",))
+        mesh = mesh_of_seeds(num_seeds)
         own = tuple(PartitionSpec() if axis is None else PartitionSpec("seed") for axis in in_axes)
         program = jax.shard_map(program, mesh=mesh, in_specs=own, out_specs=PartitionSpec("seed"), check_vma=False)
     return compiling.compiled(program, options, donate)
@@ -137,7 +115,7 @@ def compile_over_seeds(
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The compiled functions that contain the simulator, each over ``K`` seeds."""
+    """The compiled functions that contain the simulator, each over ``R`` seeds."""
 
     first: Callable[..., First]
     begin: Callable[..., PyTree]
@@ -244,7 +222,7 @@ class JaxCollector:
 
 
 def check_first_observations(name: str, obs: PyTree) -> None:
-    """Raise `ConfigError` for the first observation that is not finite; leaves ``[K, N, D]``."""
+    """Raise `ConfigError` for the first observation that is not finite; leaves ``[R, N, D]``."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(obs):
         bad = np.argwhere(~(np.abs(np.asarray(leaf)) <= LARGEST))
         if len(bad):

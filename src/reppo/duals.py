@@ -44,10 +44,18 @@ def loss(duals: Duals, entropy: jax.Array, target_entropy: float, kl: jax.Array,
     return duals.alpha * entropy_gap - duals.beta * kl_gap
 
 
-def floored(duals: Duals, min_beta: float) -> Duals:
-    r"""The duals with $\beta \ge \beta_{min}$: the step of the dual ascent, projected.
+LIMITS = 1e-6, 1e6  #: of both multipliers, far from where either does anything
+
+
+def bounded(duals: Duals, min_beta: float) -> Duals:
+    r"""The duals with $\beta \ge \beta_{min}$, and both within `LIMITS`: the step of the dual ascent, projected.
 
     While a policy moves by less than its bound, $\beta$ decays without end, and the gate's $\beta\,\mathrm{KL}$ is then no
-    constraint in the very iteration that needs it. Zero leaves the duals as they are, as in the paper.
+    constraint in the very iteration that needs it. A ``min_beta`` of zero leaves that to the limits: below them gradients
+    vanish beside Adam's epsilon, and a multiplier hardly comes back.
     """
-    return Duals(duals.log_alpha, jnp.maximum(duals.log_beta, math.log(min_beta) if min_beta > 0 else -jnp.inf))
+    low, high = (math.log(limit) for limit in LIMITS)
+    return Duals(
+        jnp.clip(duals.log_alpha, low, high),
+        jnp.clip(duals.log_beta, max(low, math.log(min_beta) if min_beta > 0 else low), high),
+    )

@@ -18,6 +18,7 @@ from reppo.envs.host import HostVectorEnv
 from reppo.envs.spec import EnvSpec
 from reppo.export import SavedPolicy
 from reppo.interrupt import Interrupt
+from reppo.keys import Stream, fold_in
 from reppo.types import PyTree
 
 MAX_PARALLEL = 128  #: environments in which `evaluate_policy` steps at once
@@ -165,11 +166,11 @@ class GreedyEpisodes:
     def __call__(self, params: PyTree, number: int, seed: int) -> list[Evaluation]:
         """``number`` batches of ``N`` episodes."""
         batches = []
-        for key in jax.random.split(jax.random.key(seed), number):
-            key_first, key_steps = jax.random.split(key)
-            env_state, episodes = self._start(key_first), FirstEpisodes((self.num_envs,))
-            for part in itertools.count():
-                env_state, seen = self._steps(params, env_state, jax.random.fold_in(key_steps, part))
+        root = jax.random.key(seed)
+        for batch in range(number):
+            env_state, episodes = self._start(fold_in(root, Stream.SAVED, batch, 0)), FirstEpisodes((self.num_envs,))
+            for part in itertools.count(1):
+                env_state, seen = self._steps(params, env_state, fold_in(root, Stream.SAVED, batch, part))
                 for row in zip(*jax.device_get(seen), strict=True):
                     episodes.add(*row)
                 if not episodes.running.any():

@@ -1,4 +1,5 @@
-"""Rollouts from environments on the host: a loop of Python around a compiled `act`, into NumPy buffers.
+"""Rollouts from environments outside of JAX: a loop of Python around a compiled `act`, into NumPy buffers, or on the device
+of a simulator whose observations are there.
 
 Seeds take turns: each has its own environments, and is stepped as if it were alone, so that what a seed does never
 depends on the others.
@@ -6,21 +7,22 @@ depends on the others.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
+from jax.sharding import NamedSharding, PartitionSpec
 
-from reppo.collector import Collected, Keys, Stream, fold_in
+from reppo.collector import Collected, mesh_of_seeds, num_devices
 from reppo.config import ConfigError, RunConfig
 from reppo.envs.host import HostEnv, HostVectorEnv
 from reppo.envs.spec import EnvSpec
 from reppo.evaluate import Evaluation, first_episodes
 from reppo.interrupt import Interrupt
+from reppo.keys import Keys, Stream, fold_in
 from reppo.types import Learner, PyTree, Rollout
-
-Array = npt.NDArray[Any]
 
 
 class HostCollector:
@@ -90,40 +92,21 @@ class HostCollector:
     def collect(self, state: PyTree, iteration: int) -> Collected:
         if not self._begun:
             self._begin(iteration)
-        rows, episodes = self._buffers()
-        for k, env in enumerate(self._training):
-            policy, key = self._policy_and_key(state, self.keys.roots, k, iteration)
-            self._fill(env, policy, key, *jax.tree.map(lambda x, k=k: x[k], (rows, episodes)))
-        # New buffers each time, because what is put on a CPU device may be the buffer itself.
-        return Collected(jax.device_put(rows), episodes, None, np.zeros(self.num_seeds, int))
-
-    def _buffers(self) -> tuple[Rollout, dict[str, Array]]:
-        """Room for a rollout of every seed, leaves ``[K, T, N, ...]``, and for its episode statistics."""
         shape = (self.num_seeds, self.config.num_steps, self.config.num_envs)
-
-        def observations() -> PyTree:
-            return jax.tree.map(lambda x: np.empty((*shape, *x.shape), x.dtype), self.spec.observation)
-
-        flags = [np.empty(shape, bool) for _ in range(3)]
-        action = self.spec.action
-        sample, reward = np.empty((*shape, *action.shape), action.dtype), np.empty(shape, np.float32)
-        rows: Any = Rollout(observations(), sample, observations(), reward, *flags)  # pyright: ignore[reportArgumentType]
+        rows = _place(self._training[0])(self.spec, shape)
         kinds = {"episode_return": float, "episode_length": int, "episode_done": bool, "reset": bool}
-        return rows, {name: np.empty(shape, kind) for name, kind in kinds.items()}
-
-    def _fill(
-        self, env: HostVectorEnv, policy: list[jax.Array], key: jax.Array, rows: Rollout, episodes: dict[str, Array]
-    ) -> None:
-        """Roll out one seed's policy for ``T`` steps, into buffers ``[T, N, ...]``."""
-        for t in range(self.config.num_steps):
-            obs = env.obs
-            action, sample = self._act(policy, obs, key, t, False)
-            step = env.step(np.asarray(action))
-            row = Rollout(obs, sample, step.next_obs, step.reward, step.terminated, step.truncated, step.valid)
-            for buffer, values in zip(rows, row, strict=True):
-                _write(buffer, t, values)
-            for name, buffer in episodes.items():
-                buffer[t] = step.info[name]
+        episodes = {name: np.empty(shape, kind) for name, kind in kinds.items()}
+        for k, env in enumerate(self._training):
+            policy, key = rows.beside(env.obs, self._policy_and_key(state, self.keys.roots, k, iteration))
+            for t in range(self.config.num_steps):
+                obs = env.obs
+                action, sample = self._act(policy, obs, key, t, False)
+                step = env.step(rows.taken(action))
+                row = Rollout(obs, sample, step.next_obs, step.reward, step.terminated, step.truncated, step.valid)
+                rows.write(k, t, row)
+                for name, buffer in episodes.items():
+                    buffer[k, t] = step.info[name]
+        return Collected(rows.finished(), episodes, None, np.zeros(self.num_seeds, int))
 
     # ------------------------------------------------------------------------------------- evaluation
 
@@ -133,13 +116,14 @@ class HostCollector:
         Where there is one vector environment only, its training episodes are lost, and begin anew after it.
         """
         env = self._evaluation_env(episodes)
-        number = -(-episodes // env.num_envs)
+        number, place = -(-episodes // env.num_envs), _place(env)
         results = []
         for k in range(self.num_seeds):
-            (policy, _), key = self._policy_and_key(state, self.keys.roots, k, 0), self.keys.roots[k]
+            mine = (self._policy_and_key(state, self.keys.roots, k, 0)[0], self.keys.roots[k])
 
-            def act(obs: PyTree, policy: Any = policy, key: Any = key) -> Array:
-                return np.asarray(self._act(policy, obs, key, 0, True)[0])
+            def act(obs: PyTree, mine: Any = mine) -> Any:
+                policy, key = place.beside(obs, mine)
+                return place.taken(self._act(policy, obs, key, 0, True)[0])
 
             for batch in range(number):
                 first = _seeds(self.keys(Stream.EVALUATION, seed, batch, 0))[k]
@@ -165,13 +149,81 @@ class HostCollector:
         return self._evaluation
 
 
-def _write(buffer: PyTree, index: int, values: PyTree) -> None:
-    """Into row ``index`` of an array, or of the arrays of a flat dict: `jax.tree` would take longer than the copy."""
-    if isinstance(buffer, dict):
-        for name, entry in buffer.items():
-            entry[index] = values[name]
-    else:
-        buffer[index] = values
+class OnHost:
+    """A rollout in NumPy, ``[R, T, N, ...]``, which goes to the device once it is whole."""
+
+    def __init__(self, spec: EnvSpec, shape: tuple[int, int, int]):
+        # New buffers each time, because what is put on a CPU device may be the buffer itself.
+        self._rows = _empty(np, spec, shape)
+
+    @staticmethod
+    def beside(obs: PyTree, values: PyTree) -> PyTree:
+        """What `act` is given with these observations."""
+        del obs
+        return values
+
+    @staticmethod
+    def taken(action: jax.Array) -> Any:
+        """What the environments are given of an action."""
+        return np.asarray(action)
+
+    def write(self, k: int, t: int, row: Rollout) -> None:
+        """One step of a seed, leaves ``[N, ...]``."""
+        for buffer, values in zip(self._rows, row, strict=True):
+            if isinstance(buffer, dict):  # `jax.tree` would take longer than the copy
+                for name, entry in buffer.items():
+                    entry[k, t] = values[name]
+            else:
+                buffer[k, t] = values
+
+    def finished(self) -> Rollout:
+        """The rollout of all seeds, for the update."""
+        return jax.device_put(self._rows)
+
+
+class OnDevice:
+    """The same in arrays of JAX, beside a simulator whose observations are on its device: none of them is copied to the
+    host."""
+
+    def __init__(self, spec: EnvSpec, shape: tuple[int, int, int]):
+        self._rows, self._num_seeds = _empty(jnp, spec, shape), shape[0]
+
+    @staticmethod
+    def beside(obs: PyTree, values: PyTree) -> PyTree:
+        # Where several devices share the seeds, a seed's policy may be on another one than its environments.
+        return jax.device_put(values, jax.tree.leaves(obs)[0].sharding)
+
+    @staticmethod
+    def taken(action: jax.Array) -> Any:
+        return action
+
+    def write(self, k: int, t: int, row: Rollout) -> None:
+        self._rows = _write_row(self._rows, np.int32(k), np.int32(t), row)
+
+    def finished(self) -> Rollout:
+        if num_devices(self._num_seeds) == 1:
+            return self._rows
+        return jax.device_put(self._rows, NamedSharding(mesh_of_seeds(self._num_seeds), PartitionSpec("seed")))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write_row(rows: Rollout, k: jax.Array, t: jax.Array, row: Rollout) -> Rollout:
+    """In place, because ``rows`` is given away."""
+    return jax.tree.map(lambda buffer, values: buffer.at[k, t].set(values), rows, row)
+
+
+def _place(env: HostVectorEnv) -> type[OnHost | OnDevice]:
+    return OnDevice if env.simulator.on_device else OnHost
+
+
+def _empty(xp: Any, spec: EnvSpec, shape: tuple[int, int, int]) -> Rollout:
+    """Room for a rollout of every seed, leaves ``[R, T, N, ...]``, in NumPy or in JAX."""
+
+    def observations() -> PyTree:
+        return jax.tree.map(lambda x: xp.empty((*shape, *x.shape), x.dtype), spec.observation)
+
+    sample, reward = xp.empty((*shape, *spec.action.shape), spec.action.dtype), xp.empty(shape, np.float32)
+    return Rollout(observations(), sample, observations(), reward, *(xp.empty(shape, bool) for _ in range(3)))
 
 
 def _seeds(keys: jax.Array) -> list[int]:

@@ -25,7 +25,7 @@ import numpy as np
 
 from reppo import algorithms, checkpoint, compiling, envs, export, faults, run_directory
 from reppo.algorithms import make_learner
-from reppo.collector import Collected, Collector, JaxCollector, Keys, Stream, compile_over_seeds, num_devices
+from reppo.collector import Collected, Collector, JaxCollector, compile_over_seeds, num_devices
 from reppo.config import PRESETS, ConfigError, RunConfig, shown_count, with_later_options
 from reppo.envs.host import SimulatorError
 from reppo.envs.spec import EnvSpec, resolve
@@ -33,6 +33,7 @@ from reppo.evaluate import Evaluation
 from reppo.files import set_aside, write_json
 from reppo.host_collector import HostCollector
 from reppo.interrupt import Interrupt, Stopped
+from reppo.keys import Keys, Stream
 from reppo.plot import plot_run, read_rows
 from reppo.provenance import memory, provenance
 from reppo.sinks import CsvSink, Event, Sink, TensorBoardSink, best_evaluation
@@ -52,7 +53,7 @@ class Run:
         directory: where the run's files are, or None for a run that writes none.
         history: one row per seed and iteration, as in ``metrics.csv``.
         evaluations: one row per seed and evaluation, as in ``evaluations.csv``.
-        returns: newest greedy evaluation, ``[K, episodes]``.
+        returns: newest greedy evaluation, ``[R, episodes]``.
         evaluated: whether the evaluation due at this iteration has been made.
         reproduced: kind and seed of the reproduction files that there are, see `reppo.faults`.
         notes: what the user has yet to be told.
@@ -98,12 +99,12 @@ class Run:
 
     @property
     def state(self) -> PyTree:
-        """The learner's state, leaves ``[K, ...]``; None before `start` or `restore`."""
+        """The learner's state, leaves ``[R, ...]``; None before `start` or `restore`."""
         return self._state
 
     @property
     def env_state(self) -> PyTree:
-        """The environments' state, leaves ``[K, N, ...]``."""
+        """The environments' state, leaves ``[R, N, ...]``."""
         return self.collector.env_state
 
     def policy(self, seed_index: int = 0) -> PyTree:
@@ -319,7 +320,7 @@ def train(
     started: float | None = None,
     interrupt: Interrupt | None = None,
 ) -> Run:
-    """Train REPPO and return the finished run.
+    """Train REPPO, or FastTD3 where ``config`` is its own, and return the finished run.
 
     Args:
         env: ``suite:Task``, ``path/to/file.py:MyEnv``, ``module:MyEnv``; or a `reppo.Env`, its class, or a function that
@@ -347,9 +348,11 @@ def train(
         raise ConfigError(f"num_seeds must be at most {MOST_SEEDS:,}, got {shown_count(num_seeds)}")
     if seed < 0 or seed + num_seeds > 2**32:
         raise ConfigError(f"seeds must be between 0 and 2**32 - 1, got {seed}")
+    if config is not None:
+        config.validate()
+    made = envs.make(env)  # before JAX is asked for its devices, see `envs.leave_gpu_memory`
     config = config or PRESETS[default_preset()]
-    config.validate()
-    run = Run(envs.make(env), config, range(seed, seed + num_seeds), None)
+    run = Run(made, config, range(seed, seed + num_seeds), None)
     if out is None:
         return _drive(run, list(sinks), clock, interrupt)
     run.directory = run_directory.create(Path(out), run.description)
@@ -497,7 +500,7 @@ def _drive(run: Run, sinks: list[Sink], clock: Clock, interrupt: Interrupt | Non
         if directory is not None:
             files = [CsvSink(directory), TensorBoardSink(directory / "tensorboard", run.seeds)]
         keeper = Keeper(run, files, clock)
-        stack.callback(keeper.close)
+        stack.callback(keeper.settle)
         stack.callback(run.collector.close)
         for sink in [*sinks, *files]:
             stack.callback(sink.close)
@@ -582,11 +585,10 @@ class Keeper:
             if self.saver is not None:
                 self.saver.wait()
 
-    def close(self) -> None:
-        """Let a checkpoint in progress end, whatever else went wrong."""
-        with contextlib.suppress(OSError):
-            if self.saver is not None:
-                self.saver.wait()
+    def settle(self) -> None:
+        """Let a checkpoint in progress end, whatever went wrong."""
+        if self.saver is not None:
+            self.saver.settle()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -613,15 +615,20 @@ def advance(run: Run, keeper: Keeper, clock: Clock, interrupt: Interrupt) -> Ite
             run.start()
         else:
             yield Event.status(f"resuming at {run.env_steps:,} steps")
+            if run.evaluated and run.iteration > 0:
+                run.save_policies()  # a kill may have come between the checkpoint and these
         while True:
             if evaluation_due(run.config, run.iteration) and not run.evaluated:
                 evaluation = run.evaluation(clock, interrupt)
                 if evaluation is None:
                     break
                 yield evaluation
-                if run.iteration > 0:
-                    run.save_policies()
                 keeper.save()
+                if run.iteration > 0:
+                    # After its checkpoint: a kill would leave this evaluation out of the record, and the best policy of the
+                    # record must not have been replaced by then.
+                    keeper.settle()
+                    run.save_policies()
             elif keeper.due:
                 keeper.save()
             if run.iteration >= run.config.num_iterations:

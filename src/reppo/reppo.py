@@ -108,13 +108,20 @@ def soft_value(
     return SoftValue(value, entropy, critic_output.embedding[0])
 
 
-def blank_invalid(rollout: Rollout) -> Rollout:
-    """The rollout with zeros in every row that is no transition. A mask alone would not do: NaN times zero is NaN."""
+def blank_invalid(rollout: Rollout, statistics: Normalizer) -> Rollout:
+    """The rollout with zeros in every row that is no transition, and with mean observations, which are zero to the networks.
 
-    def blank(x: jax.Array) -> jax.Array:
-        return jnp.where(jnp.expand_dims(rollout.valid, tuple(range(2, x.ndim))), x, jnp.zeros_like(x))
+    A mask alone would not do: NaN times zero is NaN, and so is what a network makes of an observation that is far off.
+    """
 
-    return jax.tree.map(blank, rollout)
+    def blank(x: jax.Array, filling: jax.Array | float = 0) -> jax.Array:
+        return jnp.where(jnp.expand_dims(rollout.valid, tuple(range(2, x.ndim))), x, jnp.asarray(filling, x.dtype))
+
+    blanked = jax.tree.map(blank, rollout)
+    if statistics.mean is None:
+        return blanked
+    obs, next_obs = (jax.tree.map(blank, tree, statistics.mean) for tree in (rollout.obs, rollout.next_obs))
+    return blanked._replace(obs=obs, next_obs=next_obs)
 
 
 def targets(state: TrainState, rollout: Rollout, config: Config, spec: EnvSpec, key: jax.Array) -> Batch:
@@ -123,8 +130,8 @@ def targets(state: TrainState, rollout: Rollout, config: Config, spec: EnvSpec, 
     The samples of the next actions are evaluated one time step after another: memory is that of ``S N`` rows, not of
     ``S N T``.
     """
-    rollout = blank_invalid(rollout)
     policy, critic = state.policy, state.critic
+    rollout = blank_invalid(rollout, policy.normalizer)
     step_keys = jax.random.split(key, config.num_steps)
 
     def critic_view(obs: PyTree) -> jax.Array:
@@ -329,10 +336,11 @@ def minibatch_step(
         actor_metrics["actor/kl"],
         config.kl_bound,
     )
-    frozen = Duals(jnp.asarray(float(config.learn_alpha)), jnp.asarray(float(config.learn_beta)))
-    dual_grads = jax.tree.map(jnp.multiply, dual_grads, frozen)
+    # Where nothing holds the KL, beta would rise until it overflows.
+    learned = Duals(jnp.asarray(config.learn_alpha), jnp.asarray(config.learn_beta and config.kl_mode != "none"))
+    dual_grads = jax.tree.map(jnp.multiply, dual_grads, learned)
     new_duals, duals_opt, duals_norm = apply_gradients(state.duals, dual_grads, state.duals_opt, dual)
-    new_duals = duals.floored(new_duals, config.min_beta)
+    new_duals = jax.tree.map(jnp.where, learned, duals.bounded(new_duals, config.min_beta), state.duals)
 
     policy = eqx.tree_at(lambda policy: policy.actor, state.policy, actor)
     metrics = {

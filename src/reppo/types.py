@@ -4,7 +4,8 @@ Shape vocabulary, used everywhere in this package:
 
     T  rollout steps        N  environments       B  minibatch rows
     A  action dimensions    K  value bins         S  action samples
-    D  observation features H  hidden width
+    D  observation features H  hidden width       R  seeds that are trained at once
+    E  epochs               M  minibatches
 
 Where actions are discrete, ``A`` is how many there are.
 
@@ -51,7 +52,7 @@ class Rollout(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """An algorithm, as four pure functions; every algorithm shares one training loop."""
+    """An algorithm, as pure functions; every algorithm shares one training loop."""
 
     init: Callable[[jax.Array], PyTree]  #: key -> state
     policy: Callable[[PyTree], PyTree]  #: state -> the small pytree that acting, evaluation and export need

@@ -451,7 +451,7 @@ def update(
     """One iteration: remember the rollout, learn, and draw new noise where an episode has ended."""
     key_learn, key_noise = jax.random.split(key)
     merged = normalizer.update(state.policy.normalizer, rollout.obs, rollout.valid)
-    rollout = blank_invalid(rollout)
+    rollout = blank_invalid(rollout, merged)
     state = eqx.tree_at(lambda s: s.policy.normalizer, state, merged)
     state = dataclasses.replace(state, replay=memory.insert(state.replay, rollout))
 

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from reppo.envs.base import Env, Transition
 from reppo.envs.host import HostEnv
 from reppo.envs.spec import EnvSpec
 
-__all__ = ["SUITES", "AnyEnv", "Env", "EnvSpec", "HostEnv", "Suite", "Transition", "make", "missing"]
+__all__ = ["SUITES", "AnyEnv", "Env", "EnvSpec", "HostEnv", "Suite", "Transition", "leave_gpu_memory", "make", "missing"]
 
 AnyEnv = Env | HostEnv
 
@@ -33,6 +34,7 @@ class Suite:
     about: str
     lists_all: bool = True  #: whether ``names()`` has every task; otherwise ``make`` judges a name itself
     in_jax: bool = True  #: whether its environments are written in JAX; otherwise they step on the host
+    by_torch: bool = False  #: whether torch simulates them, on a GPU where there is one
     physics: tuple[str, ...] = ()  #: engines to choose from, ``suite:Task@engine``; ``make`` takes one as ``physics``
 
     @property
@@ -72,11 +74,17 @@ SUITES: dict[str, Suite] = {
         "envpool", "envpool", "reppo.envs.envpool", "EnvPool: MuJoCo, dm_control, robots, in fast C++ threads", False, False
     ),
     "maniskill": Suite(
-        "mani_skill", "maniskill", "reppo.envs.maniskill", "ManiSkill: robot manipulation in SAPIEN, by torch", False, False
+        "mani_skill",
+        "maniskill",
+        "reppo.envs.maniskill",
+        "ManiSkill: robot manipulation in SAPIEN, by torch",
+        False,
+        False,
+        True,
     ),
-    "mjlab": Suite("mjlab", "mjlab", "reppo.envs.mjlab", "mjlab: robots in MuJoCo Warp, by torch", False, False),
+    "mjlab": Suite("mjlab", "mjlab", "reppo.envs.mjlab", "mjlab: robots in MuJoCo Warp, by torch", False, False, True),
     "isaaclab": Suite(
-        "isaaclab", None, "reppo.envs.isaaclab", "Isaac Lab: manager-based tasks, by their ids, by torch", False, False
+        "isaaclab", None, "reppo.envs.isaaclab", "Isaac Lab: manager-based tasks, by their ids, by torch", False, False, True
     ),
     "probe": Suite(None, None, "reppo.envs.probes", "tiny environments with known values, for testing"),
 }
@@ -85,6 +93,17 @@ SUITES: dict[str, Suite] = {
 def missing(suite: Suite) -> bool:
     """Whether the suite's package is not installed."""
     return suite.package is not None and importlib.util.find_spec(suite.package) is None
+
+
+def leave_gpu_memory(env: str) -> None:
+    """Let JAX take memory of a GPU as it needs it, where torch simulates ``env`` on the same one.
+
+    Otherwise JAX takes three quarters at its start, and the simulator fails. What the user has set stands. Without effect
+    once JAX has started.
+    """
+    suite = SUITES.get(env.partition(":")[0])
+    if suite is not None and suite.by_torch:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def make(env: str | AnyEnv | Callable[[], Any] | Any, **options: Any) -> AnyEnv:
@@ -111,6 +130,7 @@ def make(env: str | AnyEnv | Callable[[], Any] | Any, **options: Any) -> AnyEnv:
     if not task or suite_name not in SUITES:
         raise ConfigError(_unknown(env))
     suite = SUITES[suite_name]
+    leave_gpu_memory(env)
     if missing(suite):
         raise ConfigError(f"{env} needs {suite.package}: {suite.install}")
     if suite.physics and "@" in task:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from reppo.config import ConfigError
 from reppo.envs.autoreset import LARGEST
-from reppo.envs.spaces import Actions, Observations, WrongObservation
+from reppo.envs.spaces import Actions, Observations, WrongObservation, namespace
 from reppo.envs.spec import EnvSpec, suggest_keys
 from reppo.types import PyTree, TimeStep
 
@@ -43,7 +43,8 @@ class WrongNumber(ValueError):
 class RawStep(NamedTuple):
     """One step as a simulator sees it, before it is judged; leaves ``[N, ...]``, observations of the spec's dtype.
 
-    The simulator does not write to these arrays again.
+    The simulator does not write to these arrays again. All are NumPy's, but for the observations of a simulator that is
+    `Simulator.on_device`.
     """
 
     obs: PyTree  #: what the policy acts on next; the same object as ``next_obs`` where nothing was reset
@@ -61,10 +62,12 @@ class Simulator(abc.ABC):
     Attributes:
         num_envs: ``N``.
         resets_rows: whether `reset_rows` works, so that single environments can be reset at any time.
+        on_device: whether its observations are arrays of JAX on an accelerator, and actions reach it as such.
     """
 
     num_envs: int
     resets_rows: bool = True
+    on_device: bool = False
 
     @abc.abstractmethod
     def reset(self, seed: int) -> PyTree:
@@ -159,18 +162,18 @@ def as_numbers(name: str, value: Any, shape: tuple[int, ...]) -> Array:
 
 def where_rows(rows: Array, x: PyTree, y: PyTree) -> PyTree:
     """Row-wise select between two pytrees with leaves ``[N, ...]``."""
-    return jax.tree.map(lambda a, b: np.where(rows.reshape(-1, *[1] * (a.ndim - 1)), a, b), x, y)
+    return jax.tree.map(lambda a, b: namespace(a, b).where(rows.reshape(-1, *[1] * (a.ndim - 1)), a, b), x, y)
 
 
 def sound_rows(tree: PyTree, num_envs: int) -> Array | None:
     """Rows of which every number is finite and at most `LARGEST`, bool ``[N]``; None where all are, which is cheaper."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.dtype.kind == "f"]
     # One pass: a sum of squares that is small enough bounds every number. It is false for NaN.
-    if all(np.vdot(leaf, leaf) <= LARGEST**2 for leaf in leaves):
+    if all(namespace(leaf).vdot(leaf, leaf) <= LARGEST**2 for leaf in leaves):
         return None
     rows = np.ones(num_envs, bool)
     for leaf in leaves:
-        rows &= (np.abs(leaf) <= LARGEST).reshape(num_envs, -1).all(axis=1)
+        rows &= np.asarray((abs(leaf) <= LARGEST).reshape(num_envs, -1).all(axis=1))
     return rows
 
 

@@ -19,7 +19,7 @@ from reppo.config import ConfigError
 from reppo.envs.host import HostEnv, Simulator
 from reppo.envs.spaces import Observations, read_actions
 from reppo.envs.spec import EnvSpec
-from reppo.envs.torch_env import Tensor, TensorEnv, TensorSimulator, TensorStep, torch_tensors
+from reppo.envs.torch_env import Tensor, TensorEnv, TensorSimulator, TensorStep, stays_on_device, torch_tensors
 
 Array = npt.NDArray[Any]
 
@@ -117,7 +117,13 @@ class ManagerBased(HostEnv):
 
     def simulator(self, num_envs: int, episode_length: int) -> Simulator:
         env = self._made(num_envs, episode_length)
-        return TensorSimulator([self.batch(env)], self.observations, self.actions, self._tensors(env.device))
+        return TensorSimulator(
+            [self.batch(env)],
+            self.observations,
+            self.actions,
+            self._tensors(env.device),
+            on_device=stays_on_device(env.device),
+        )
 
     def _tensors(self, device: Any) -> Any:
         return torch_tensors(device)

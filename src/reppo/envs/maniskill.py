@@ -29,7 +29,7 @@ from reppo.config import ConfigError
 from reppo.envs import value_ranges
 from reppo.envs.host import HostEnv, Simulator
 from reppo.envs.spaces import Observations, read_actions
-from reppo.envs.torch_env import Tensor, TensorEnv, TensorSimulator, TensorStep, torch_tensors
+from reppo.envs.torch_env import Tensor, TensorEnv, TensorSimulator, TensorStep, stays_on_device, torch_tensors
 
 Array = npt.NDArray[Any]
 
@@ -102,7 +102,9 @@ class ManiSkillEnv(HostEnv):
                 batch.close()
             raise
         device = "cuda" if _cuda() else "cpu"
-        return TensorSimulator(batches, self.observations, self.actions, torch_tensors(device))
+        return TensorSimulator(
+            batches, self.observations, self.actions, torch_tensors(device), on_device=stays_on_device(device)
+        )
 
     def _made(self, num_envs: int) -> Any:
         backend = "physx_cuda" if _cuda() else "physx_cpu"

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
@@ -86,7 +87,7 @@ class Observations:
         return jax.tree.map(lambda x: np.empty((num_envs, *x.shape), x.dtype), self.spec)
 
     def read(self, obs: Any, num_envs: int) -> PyTree:
-        """The observations of ``N`` environments in one batch, leaves ``[N, D]``.
+        """The observations of ``N`` environments in one batch, leaves ``[N, D]``: copies, in JAX of JAX's, else in NumPy.
 
         Raises:
             WrongObservation: for another structure, shape, or kind of number.
@@ -97,8 +98,8 @@ class Observations:
             for part in parts:
                 array = self._checked(obs, part, (num_envs, *part.shape))
                 # A copy, because a simulator may write its next observations into the same array.
-                columns.append(np.array(part.vectors(array), part.dtype))
-            vectors[key] = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+                columns.append(namespace(array).array(part.vectors(array), part.dtype))
+            vectors[key] = columns[0] if len(columns) == 1 else namespace(*columns).concatenate(columns, axis=1)
         return vectors.get(None, vectors)
 
     def write(self, obs: Any, out: PyTree, index: int) -> None:
@@ -123,7 +124,7 @@ class Observations:
             if isinstance(step, str) and (not isinstance(obs, Mapping) or step not in obs):
                 raise WrongObservation(f"{_place(part.path)} is missing")
             obs = obs[step]
-        array = np.asarray(obs)
+        array: Any = obs if isinstance(obs, jax.Array) else np.asarray(obs)
         if array.shape != shape:
             raise WrongObservation(f"{_place(part.path)} has shape {list(array.shape)}, not {list(shape)}")
         kind = array.dtype.kind
@@ -132,6 +133,11 @@ class Observations:
         if kind not in "fiub":
             raise WrongObservation(f"{_place(part.path)} is {array.dtype}, not numbers")
         return array
+
+
+def namespace(*arrays: Any) -> Any:
+    """The module whose functions take these arrays: ``jax.numpy`` where one is an array of JAX, else ``numpy``."""
+    return jnp if any(isinstance(array, jax.Array) for array in arrays) else np
 
 
 def _struct(parts: list[Part]) -> jax.ShapeDtypeStruct:
@@ -206,10 +212,12 @@ class Actions(NamedTuple):
         return int(self.high[0] - self.low[0]) + 1 if self.discrete else len(self.low)
 
     def as_taken(self, action: Array) -> Array:
-        """Actions ``[N, A]``, or discrete ones ``[N]``, as the simulator takes them: rounding never leaves its bounds."""
-        taken = action.astype(self.dtype, copy=False)
+        """Actions ``[N, A]``, or discrete ones ``[N]``, as the simulator takes them: rounding never leaves its bounds. Those
+        that are arrays of JAX stay so, in 32 bits."""
+        xp = namespace(action)
+        taken = action.astype(self.dtype if xp is np else jax.dtypes.canonicalize_dtype(self.dtype), copy=False)
         if self.bounds is not None:
-            taken = np.clip(taken, *self.bounds)
+            taken = xp.clip(taken, *self.bounds)
         return taken.reshape(-1, *self.shape)
 
 

@@ -2,7 +2,8 @@
 
 An adapter is a `TensorEnv`, as thin as its package allows. `TensorSimulator` makes a `Simulator` of one or several of
 them: tensors become arrays through DLPack, and episodes that have ended are begun anew by it, so that nothing depends on a
-package's own automatic resets. Torch itself is needed only to make tensors of actions.
+package's own automatic resets. Where torch and JAX use the same GPU, observations and actions stay on it. Torch itself is
+needed only to make tensors of actions.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reppo.envs.host import RawStep, Simulator, as_numbers, where_rows
-from reppo.envs.spaces import Actions, Observations
+from reppo.envs.spaces import Actions, Observations, namespace
 from reppo.types import PyTree
 
 Array = npt.NDArray[Any]
@@ -65,11 +66,21 @@ def to_array(tensor: Tensor) -> Array:
     return np.from_dlpack(tensor)
 
 
-def torch_tensors(device: Any) -> Callable[[Array], Tensor]:
-    """What makes torch's tensors on a device of arrays; on the CPU they share the array's memory."""
+def torch_tensors(device: Any) -> Callable[[Any], Tensor]:
+    """What makes torch's tensors on a device of arrays, NumPy's or JAX's: in the same memory where that is on the device."""
     import torch  # pyright: ignore[reportMissingImports]
 
     return lambda array: torch.from_dlpack(array).to(device)
+
+
+def to_jax(tensor: Tensor) -> jax.Array:
+    """A tensor as an array of JAX on the same device: a view of its memory, which its simulator may write to later."""
+    return jax.dlpack.from_dlpack(tensor.contiguous() if hasattr(tensor, "contiguous") else tensor)
+
+
+def stays_on_device(device: Any) -> bool:
+    """Whether what a simulator computes on this device of torch's is where JAX computes, too."""
+    return "cuda" in str(device) and jax.default_backend() == "gpu"
 
 
 class TensorSimulator(Simulator):
@@ -77,6 +88,9 @@ class TensorSimulator(Simulator):
 
     A package that steps all ``N`` together, on a GPU, is one of them; one whose CPU backend has one environment is ``N``.
     Every random number comes from the seed of `reset`: environment ``i`` draws the seeds of its episodes from ``seed + i``.
+
+    With ``on_device``, observations and actions stay where torch has them, as arrays of JAX; rewards and flags, a number
+    each, come to the host, which decides about resets.
     """
 
     def __init__(
@@ -84,8 +98,10 @@ class TensorSimulator(Simulator):
         batches: Sequence[TensorEnv],
         observations: Observations,
         actions: Actions,
-        as_tensor: Callable[[Array], Tensor],
+        as_tensor: Callable[[Any], Tensor],
+        on_device: bool = False,
     ):
+        self.on_device = on_device
         self.num_envs = sum(batch.num_envs for batch in batches)
         self._batches, self._observations, self._actions, self._as_tensor = batches, observations, actions, as_tensor
         ends = np.cumsum([batch.num_envs for batch in batches])
@@ -105,13 +121,15 @@ class TensorSimulator(Simulator):
 
     def _joined(self, observations: Sequence[Any]) -> PyTree:
         """Observations of all batches, tensors ``[n, ...]``, as arrays ``[N, D]`` of our own."""
-        parts = [
-            self._observations.read(jax.tree.map(to_array, obs), batch.num_envs)
-            for obs, batch in zip(observations, self._batches, strict=True)
-        ]
-        return parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: np.concatenate(x), *parts)
+        return _concatenated([self._read(obs, batch) for obs, batch in zip(observations, self._batches, strict=True)])
 
-    def step(self, action: Array) -> RawStep:
+    def _read(self, obs: Any, batch: TensorEnv) -> PyTree:
+        """Observations of a batch, tensors ``[n, ...]``, as arrays ``[n, D]`` of our own."""
+        arrays = self._observations.read(jax.tree.map(to_jax if self.on_device else to_array, obs), batch.num_envs)
+        # JAX copies while Python goes on, and the simulator may write into the memory that is being copied.
+        return jax.block_until_ready(arrays) if self.on_device else arrays
+
+    def step(self, action: Any) -> RawStep:
         tensors = self._as_tensor(self._actions.as_taken(action))
         steps = [batch.step(tensors[part]) for batch, part in self._parts()]
         next_obs = self._joined([step.next_obs for step in steps])
@@ -133,17 +151,21 @@ class TensorSimulator(Simulator):
         return as_numbers(name, np.concatenate([to_array(tensor) for tensor in tensors]), (self.num_envs,))
 
     def reset_rows(self, rows: Array) -> PyTree:
-        out = self._observations.empty(self.num_envs)
-        for batch, part in self._parts():
-            if rows[part].any():
-                obs = jax.tree.map(to_array, batch.reset_rows(rows[part], self._seeds(part)))
-                for to, value in zip(
-                    jax.tree.leaves(out), jax.tree.leaves(self._observations.read(obs, batch.num_envs)), strict=True
-                ):
-                    to[part] = value
-        return out
+        return _concatenated(
+            [
+                self._read(batch.reset_rows(rows[part], self._seeds(part)), batch)
+                if rows[part].any()
+                else self._observations.empty(batch.num_envs)
+                for batch, part in self._parts()
+            ]
+        )
 
     def close(self) -> None:
         for batch in self._batches:
             batch.close()
         self._batches, self._slices = [], []
+
+
+def _concatenated(parts: Sequence[PyTree]) -> PyTree:
+    """Arrays ``[n, D]`` of all batches, one after another."""
+    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: namespace(*x).concatenate(x), *parts)
