@@ -65,6 +65,35 @@ REAL = {
 }
 
 
+class Crash(Env):
+    """Loses 2 a step, and 100 where it falls, after a random number of steps."""
+
+    action_size = 1
+
+    def reset(self, key: jax.Array) -> tuple[Any, Any]:
+        left = jax.random.randint(key, (1,), 1, 9).astype(jnp.float32)
+        return left, left
+
+    def step(self, state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, Transition]:
+        left = state - 1
+        falls = left[0] == 0
+        return left, Transition(left, jnp.where(falls, -100.0, -2.0), falls)
+
+
+class Unpaid(Crash):
+    def step(self, state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, Transition]:
+        after, transition = super().step(state, action, key)
+        return after, transition._replace(reward=jnp.zeros(()))
+
+
+def test_a_value_range_is_proposed_in_which_what_comes_once_counts_once() -> None:
+    found = findings(Crash, num_steps=60)
+    assert found["rewards"].seen == "-2 to -2 a step, -100 to -100 at the end, under random actions"
+    # From -2 / (1 - 0.99) - 100 = -300 to 0, and a tenth of that at either end.
+    assert "propose --v-min -330 --v-max 30 (gamma 0.99)" in found["value range"].seen
+    assert "propose none" in findings(Unpaid, num_steps=60)["value range"].seen
+
+
 @pytest.mark.parametrize("env", REAL.values(), ids=REAL.keys())
 def test_every_adapter_passes(env: Any) -> None:
     found = findings(env, num_envs=2, num_steps=60)

@@ -274,7 +274,7 @@ MISTAKES_AT_THE_DOOR = {
     "matrix": ("return jnp.zeros(2)", "return jnp.zeros((2, 3))", "is float32[2, 3]; it must be a float vector"),
     "integers": ("return jnp.zeros(2)", "return jnp.zeros(2, int)", "is int32[2]; it must be a float vector"),
     "nested": ("return jnp.zeros(2)", "return {'a': {'b': jnp.zeros(2)}}", "use arrays, or one flat dict of arrays"),
-    "value range": ("(0.0, 1.0)", "None", "does not say what its returns are like: set v_min and v_max"),
+    "value range": ("(0.0, 1.0)", "None", "does not say what its returns are like: set --v-min and --v-max"),
 }
 MISTAKES_BEFORE_THE_FIRST_STEP = {
     "step": (

@@ -911,7 +911,7 @@ def test_an_environment_without_a_time_limit_needs_one() -> None:
     class Timeless(Scripted):
         _max_episode_steps = None
 
-    with pytest.raises(ConfigError, match="has no time limit: set episode_length"):
+    with pytest.raises(ConfigError, match="has no time limit: set --episode-length"):
         resolve(envs.make(Timeless).spec(), CONFIG)
 
 

@@ -369,20 +369,42 @@ def test_returns_of_training_are_those_of_whole_episodes() -> None:
 # ------------------------------------------------------------------------------------------- warnings
 
 
-def test_targets_outside_the_support_are_told_once_and_not_at_the_start() -> None:
-    run = SimpleNamespace(iteration=0, spec=SimpleNamespace(value_range=(0.0, 10.0)))
-    warning = loop.ClippedWarning(run)  # pyright: ignore[reportArgumentType]
+def value_range_of(v_min: float, v_max: float, num_bins: int = 51) -> tuple[Any, Any]:
+    """A run of 40 iterations, and what is told after one of them."""
+    config = SimpleNamespace(v_min=v_min, v_max=v_max, num_bins=num_bins, num_iterations=40)
+    run = SimpleNamespace(iteration=0, spec=SimpleNamespace(value_range=(v_min, v_max)), config=config)
+    warning = loop.RangeWarning(run)  # pyright: ignore[reportArgumentType]
 
-    def after(iteration: int, *shares: float) -> list[str]:
+    def after(iteration: int, *shares: float, low: float = -1.0, high: float = 12.5, error: float = 0.1) -> list[str]:
         run.iteration = iteration
-        rows = [{"critic/target_clipped": s, "critic/target_min": -1.0, "critic/target_max": 12.5} for s in shares]
-        return [event.text for event in warning.check(rows)]
+        targets = {"critic/target_min": low, "critic/target_max": high, "critic/error": error}
+        return [event.text for event in warning.check([{"critic/target_clipped": s, **targets} for s in shares])]
 
+    return run, after
+
+
+def test_targets_outside_the_support_are_told_once_and_not_at_the_start() -> None:
+    _, after = value_range_of(0.0, 10.0)
     assert after(1, 0.9) == [], "the first targets are of an untrained critic"
     assert after(6, 0.0, 0.05) == []
     (text,) = after(7, 0.0, 0.4)
     assert "40% of the value targets leave the support [0, 10]: they are between -1 and 12.5; set --v-min" in text
     assert after(8, 0.9) == []
+
+
+def test_a_support_whose_bins_hold_all_targets_is_told_once() -> None:
+    """An environment of one's own whose crash costs 100 once, and whose range was given as if every step could crash."""
+    run, after = value_range_of(-10_440.0, 0.0)
+    wrong = {"low": -160.0, "high": -101.0, "error": 31.0}
+    assert after(9, 0.0, **wrong) == [], "before a quarter of the run"
+    assert after(10, 0.0, **{**wrong, "error": 10.0}) == [], "it tells them apart"
+    assert after(10, 0.0, **{**wrong, "high": 300.0}) == [], "two bins and more"
+    run.config.v_min = run.config.v_max = None
+    assert after(10, 0.0, **wrong) == [], "the environment's own"
+    run.config.v_min = -10_440.0
+    (text,) = after(10, 0.0, **wrong)
+    assert "between -160 and -101, and one of the critic's 51 bins on [-10440, 0] is 209 wide" in text
+    assert after(11, 0.0, **wrong) == []
 
 
 def test_the_preset_of_a_machine_without_an_accelerator() -> None:

@@ -367,8 +367,13 @@ class PlainDisplay:
     def summarise(self) -> None:
         """Print how the run ended; to be called once it has ended well."""
         self._say(Text())
-        for line in summary(self.telemetry, self.glyphs):
+        for line in [*self._repeated(), *summary(self.telemetry, self.glyphs)]:
             self._say(line)
+
+    def _repeated(self) -> list[Text]:
+        """The warnings once more, because those of a log's middle are missed at its end."""
+        told = [Text(f"warning: {warning}") for warning in dict.fromkeys(self.telemetry.warnings)]
+        return [*told, Text()] if told else []
 
 
 class Listened(Console):
@@ -403,6 +408,9 @@ class LiveDisplay(PlainDisplay):
     def close(self) -> None:
         self._over = True
         self._stop()
+
+    def _repeated(self) -> list[Text]:
+        return []  # they are in the last frame
 
     def _start(self, live: Live | Status) -> None:
         self._live = live

@@ -605,7 +605,7 @@ class Keeper:
 
 def advance(run: Run, keeper: Keeper, clock: Clock, interrupt: Interrupt) -> Iterator[Event]:
     """Drive a run from where it is to its end; yields what happens, for the sinks."""
-    clipping = ClippedWarning(run)
+    value_range = RangeWarning(run)
     yield from told(run.notes)
     with contextlib.ExitStack() as compiling:
         # Until the first iteration is done the process may be stopped at any moment: the disk has all that matters.
@@ -640,7 +640,7 @@ def advance(run: Run, keeper: Keeper, clock: Clock, interrupt: Interrupt) -> Ite
             compiling.close()
             yield Event("metrics", rows)
             yield from told(run.notes)
-            yield from clipping.check(rows)
+            yield from value_range.check(rows)
             if (complaint := diverged(run, rows)) is not None:
                 keeper.save()
                 keeper.wait()
@@ -669,24 +669,44 @@ def left_out(run: Run) -> Iterator[Event]:
         )
 
 
-class ClippedWarning:
-    """Tells the user, once, that the returns leave the critic's value support."""
+class RangeWarning:
+    """Tells the user, once each, that the critic's value support is too narrow for the returns, or far too wide."""
 
     def __init__(self, run: Run):
-        self.run, self.told = run, False
+        self.run, self.told_narrow, self.told_wide = run, False, False
 
     def check(self, rows: list[dict[str, float]]) -> Iterator[Event]:
-        """A warning, or nothing."""
-        worst = max(rows, key=lambda row: row["critic/target_clipped"])
-        if self.told or self.run.iteration <= SETTLED or worst["critic/target_clipped"] <= CLIPPED_WARNING:
-            return
-        self.told = True
+        """Warnings, or nothing."""
         low, high = self.run.spec.value_range or (np.nan, np.nan)
-        yield Event.warning(
-            f"{worst['critic/target_clipped']:.0%} of the value targets leave the support [{low:g}, {high:g}]: they are "
-            f"between {worst['critic/target_min']:.4g} and {worst['critic/target_max']:.4g}; set --v-min and --v-max to "
-            f"hold them"
-        )
+        worst = max(rows, key=lambda row: row["critic/target_clipped"])
+        settled = self.run.iteration > SETTLED
+        if settled and not self.told_narrow and worst["critic/target_clipped"] > CLIPPED_WARNING:
+            self.told_narrow = True
+            yield Event.warning(
+                f"{worst['critic/target_clipped']:.0%} of the value targets leave the support [{low:g}, {high:g}]: they are "
+                f"between {worst['critic/target_min']:.4g} and {worst['critic/target_max']:.4g}; set --v-min and --v-max to "
+                f"hold them, and the values of the policy that you hope for"
+            )
+        if settled and not self.told_wide and (coarse := [row for row in rows if self._coarse(row, high - low)]):
+            self.told_wide = True
+            yield Event.warning(
+                f"the value targets are between {coarse[0]['critic/target_min']:.4g} and "
+                f"{coarse[0]['critic/target_max']:.4g}, and one of the critic's {self.run.config.num_bins} bins on "
+                f"[{low:g}, {high:g}] is {self._bin(high - low):.3g} wide: it can hardly tell good from bad. Set --v-min, "
+                f"--v-max closer, with room for the values of the policy that you hope for"
+            )
+
+    def _bin(self, support: float) -> float:
+        return support / (self.run.config.num_bins - 1)
+
+    def _coarse(self, row: dict[str, float], support: float) -> bool:
+        """Whether all targets lie within two bins and the critic's error is of their size, a quarter of the run into it:
+        before, that may be so by right. A range that the environment suggests is trusted."""
+        config = self.run.config
+        if (config.v_min is None and config.v_max is None) or 4 * self.run.iteration < config.num_iterations:
+            return False
+        span = row["critic/target_max"] - row["critic/target_min"]
+        return span < 2 * self._bin(support) and row["critic/error"] > span / 4
 
 
 class Diverged(RuntimeError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reppo import compiling
-from reppo.config import ConfigError
+from reppo.config import Config, ConfigError
 from reppo.envs.autoreset import AutoReset, AutoResetState
 from reppo.envs.base import Env
 from reppo.envs.host import HostEnv, HostVectorEnv
@@ -126,9 +127,7 @@ def _described(spec: EnvSpec) -> Iterator[Finding]:
         yield Finding("time limit", None, "none: --episode-length must be given; checked with 1000")
     else:
         yield Finding("time limit", spec.episode_length > 0, f"{spec.episode_length:,} steps", "it must be positive")
-    if spec.value_range is None:
-        yield Finding("value range", None, "none: --v-min and --v-max must be given")
-    else:
+    if spec.value_range is not None:
         low, high = spec.value_range
         yield Finding("value range", low < high, f"{low:g} to {high:g}", "the lower end must be below the upper end")
 
@@ -211,8 +210,11 @@ def _stepped(subject: Subject, spec: EnvSpec, num_steps: int, seed: int) -> Iter
     steps = rows.steps
     yield _shapes(spec, rows, subject.num_envs)
     yield _finite(steps)
-    low, high = steps.reward[steps.valid].min(initial=np.inf), steps.reward[steps.valid].max(initial=-np.inf)
-    yield Finding("rewards", None, f"{low:.4g} to {high:.4g} a step under random actions")
+    steady, last = (steps.reward[steps.valid & (steps.terminated == ended)] for ended in (False, True))
+    seen = [f"{r.min():.4g} to {r.max():.4g}{what}" for r, what in ((steady, " a step"), (last, " at the end")) if r.size]
+    yield Finding("rewards", None, f"{', '.join(seen) or 'none'}, under random actions")
+    if spec.value_range is None:
+        yield _proposed_range(steady, last)
     yield from _ends(rows, spec)
 
     with subject.started(spec) as stepper:
@@ -232,6 +234,30 @@ def _stepped(subject: Subject, spec: EnvSpec, num_steps: int, seed: int) -> Iter
     if _same(rows.first, other):
         yield Finding("first states", None, "every episode begins in the same state, whatever the seed")
     yield _resets(subject, spec, rows, actions, seed, deterministic)
+
+
+def _proposed_range(steady: Array, last: Array) -> Finding:
+    """A range of discounted returns: of the rewards ``steady`` that a step brings, paid for good, and of one of ``last``, at
+    the end of an episode; with a tenth of it for the entropy at either end."""
+    gamma = Config.gamma
+    low = float(steady.min(initial=0.0)) / (1 - gamma) + float(last.min(initial=0.0))
+    high = float(steady.max(initial=0.0)) / (1 - gamma) + float(last.max(initial=0.0))
+    if low == high:
+        seen = "none, and these rewards propose none: give --v-min and --v-max, see docs/environments.md#the-value-range"
+        return Finding("value range", None, seen)
+    room = 0.1 * (high - low)
+    return Finding(
+        "value range",
+        None,
+        f"none; these rewards propose --v-min {_outward(low - room):g} --v-max {_outward(high + room):g} (gamma {gamma:g}); "
+        f"wider, where a good policy's lie outside of a random one's",
+    )
+
+
+def _outward(x: float) -> float:
+    """``x`` with two digits, further from zero."""
+    scale = 10.0 ** (math.floor(math.log10(abs(x))) - 1)
+    return math.copysign(math.ceil(round(abs(x) / scale, 6)) * scale, x)
 
 
 def _at(steps: TimeStep, t: int) -> PyTree:

@@ -126,14 +126,14 @@ def resolve(spec: EnvSpec, config: RunConfig) -> EnvSpec:
     v_max = config.v_max if config.v_max is not None else suggested[1]
     if v_min is None or v_max is None:
         raise ConfigError(
-            f"{spec.name} does not say what its returns are like: set v_min and v_max, the smallest and largest "
-            f"discounted return (about reward / (1 - gamma) for a steady reward)"
+            f"{spec.name} does not say what its returns are like: set --v-min and --v-max, the smallest and largest "
+            f"discounted return (`reppo check-env` proposes them; docs/environments.md#the-value-range)"
         )
     if not v_min < v_max:
         raise ConfigError(f"{spec.name}: v_min must be below v_max, got [{v_min}, {v_max}]")
     action_low, action_high = resolve_bounds(spec, config)
     if config.episode_length is None and spec.episode_length is None:
-        raise ConfigError(f"{spec.name} has no time limit: set episode_length, the steps after which an episode is cut")
+        raise ConfigError(f"{spec.name} has no time limit: set --episode-length, the steps after which an episode is cut")
     return dataclasses.replace(
         spec,
         action_low=action_low,
