@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import TINY
 
-from reppo import evaluate
+from reppo import cli, evaluate
 from reppo.config import ConfigError
 from reppo.envs.autoreset import AutoReset
 from reppo.envs.base import Env, Transition
@@ -109,6 +109,20 @@ def test_a_step_that_is_no_transition_ends_the_episode_with_the_return_so_far() 
     _, sound = results()
     np.testing.assert_array_equal(lengths, np.where(sound == 5, 3, sound))
     np.testing.assert_allclose(returns, 7.5 * np.where(sound == 5, 2, sound), rtol=1e-5)
+
+
+def test_episodes_that_broke_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    sound = evaluate_policy(constant_policy(0.5), Fuse(), episodes=60, seed=0)
+    broken = evaluate_policy(constant_policy(0.5), Faulty(), episodes=60, seed=0)
+    assert "broken" not in sound
+    np.testing.assert_array_equal(broken["broken"], sound["lengths"] == 5)
+    number = broken["broken"].sum()
+    cli.print_evaluation("fuse", 0, {"policy.npz": broken})
+    said = capsys.readouterr().out
+    assert "over 60 greedy episodes of 1 to 4 steps, 2 in the mean" in said
+    assert f"{number} ended early, in numbers that are not finite" in said
+    both = cli.evaluation_json("fuse", 0, {"a": sound, "b": broken})
+    assert both["broken"] == number / 120
 
 
 class Precise(Fuse):

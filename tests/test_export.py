@@ -108,6 +108,17 @@ def test_saturated_actions_are_the_bounds(tmp_path: Path) -> None:
     np.testing.assert_array_equal(saved(tmp_path, policy)(np.zeros(3)), [HIGH[0], LOW[1]])
 
 
+def test_no_rounding_leaves_the_bounds() -> None:
+    read = SavedPolicy.__new__(SavedPolicy)
+    rng = np.random.default_rng(0)
+    low = rng.uniform(-3, 3, 1000).astype(np.float32)
+    high = (low + rng.uniform(0.1, 3, 1000)).astype(np.float32)
+    read.discrete, read.arrays = False, {"action_low": low, "action_high": high}
+    for saturated in (-1.0, 1.0):
+        action = read._to_environment(np.full(1000, saturated, np.float32))
+        assert ((action >= low) & (action <= high)).all()
+
+
 def test_samples_have_the_policys_distribution(tmp_path: Path) -> None:
     policy = make_policy()
     policy = eqx.tree_at(lambda p: p.actor.mlp.output.bias, policy, jnp.array([0.3, -0.4, -1.5, -2.0]))

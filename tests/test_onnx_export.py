@@ -134,6 +134,16 @@ def test_saturated_actions_are_the_bounds() -> None:
     np.testing.assert_array_equal(evaluated(policy, {"obs": np.zeros((1, 5), np.float32)}), [[2.0, 0.0, 1.5]])
 
 
+def test_no_rounding_leaves_the_bounds() -> None:
+    policy = make_policy(layers=1)
+    low, high = np.array([-1.2, 0.7, -1.9], np.float32), np.array([0.1, 1.9, 1.0], np.float32)  # of which it would
+    policy.arrays.update(action_low=low, action_high=high)
+    for sign in (-50.0, 50.0):
+        policy.arrays["bias0"][:A] = sign
+        action = evaluated(policy, {"obs": np.zeros((1, 5), np.float32)})
+        assert ((action >= low) & (action <= high)).all()
+
+
 def test_the_file_says_what_it_is(tmp_path: Path) -> None:
     path = tmp_path / "policy.onnx"
     size = onnx_export.save(path, make_policy())

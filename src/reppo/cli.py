@@ -292,8 +292,12 @@ def return_statistics(returns: np.ndarray, lengths: np.ndarray, **success: np.nd
 
 def evaluation_json(env: str, seed: int, results: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
     """All episodes together, and each policy's own; ``returns`` are in the order of the policies."""
-    columns = next(iter(results.values()))
-    together = {name: np.concatenate([result[name] for result in results.values()]) for name in columns}
+    # What only some policies have, broken episodes, the others had none of.
+    columns = {name: values.dtype for result in results.values() for name, values in result.items()}
+    together = {
+        name: np.concatenate([result.get(name, np.zeros(len(result["returns"]), kind)) for result in results.values()])
+        for name, kind in columns.items()
+    }
     each = [
         {"policy": name, **return_statistics(**result), "returns": result["returns"].tolist()}
         for name, result in results.items()
@@ -309,9 +313,15 @@ def print_evaluation(env: str, seed: int, results: dict[str, dict[str, np.ndarra
         s = return_statistics(**result)
         mean = s["return_mean"]
         spread, low, high = (number(s[f"return_{key}"], mean) for key in ("std", "min", "max"))
-        episodes = f"{len(result['returns'])} greedy episodes of {s['length_mean']:.0f} steps, seed {seed}"
+        lengths = result["lengths"]
+        steps = f"{lengths[0]} steps"
+        if len(set(lengths)) > 1:
+            steps = f"{lengths.min()} to {lengths.max()} steps, {lengths.mean():.0f} in the mean"
+        episodes = f"{len(lengths)} greedy episodes of {steps}, seed {seed}"
         rates = [f"{s[key]:.0%} {words}" for key, words in SUCCESS.items() if key in s]
         line = f"return {number(mean)} ± {spread} (min {low}, max {high}) over {episodes}"
+        if "broken" in result:
+            rates.append(f"{result['broken'].sum()} ended early, in numbers that are not finite")
         lines.append((name, mean, "; ".join([line, *rates])))
     console = make_console()
     if len(lines) == 1:

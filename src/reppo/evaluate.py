@@ -87,7 +87,8 @@ def evaluate_policy(
     policy: SavedPolicy, env: envs.AnyEnv, *, episodes: int, seed: int, episode_length: int | None = None
 ) -> dict[str, np.ndarray]:
     """Greedy episodes of a saved policy: ``{"returns": [episodes], "lengths": [episodes]}``, and ``success_once`` and
-    ``success_at_end`` where the environment says whether its task is solved.
+    ``success_at_end`` where the environment says whether its task is solved, and ``broken`` where numbers that were not
+    finite ended any of them early.
 
     Raises:
         ConfigError: where the environment's observations or actions are not those that the policy was trained on.
@@ -101,6 +102,8 @@ def evaluate_policy(
     result = {"returns": whole.returns, "lengths": whole.lengths}
     if not np.isnan(whole.success_once).any():
         result |= {"success_once": whole.success_once, "success_at_end": whole.success_at_end}
+    if whole.broken.any():
+        result["broken"] = whole.broken
     return result
 
 

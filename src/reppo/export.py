@@ -254,7 +254,8 @@ class SavedPolicy:
         low, high = self.bounds
         if self.discrete:
             return action + int(low[0])
-        return (low + (action + 1) / 2 * (high - low)).astype(np.float32)
+        # Rounding would leave the bounds by a last digit, and Gymnasium's spaces refuse that.
+        return np.clip((low + (action + 1) / 2 * (high - low)).astype(np.float32), low, high)
 
 
 def _silu(x: Any) -> Any:

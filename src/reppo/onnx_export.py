@@ -165,7 +165,8 @@ def _action(graph: Graph, policy: SavedPolicy, x: str) -> None:
         graph("Add", graph("ArgMax", x, axis=-1, keepdims=0), low.astype(np.int64), name=name)
     else:
         scaled = graph("Mul", graph("Add", graph("Tanh", x), np.array(1, np.float32)), (high - low) / np.float32(2))
-        graph("Add", scaled, low, name=name)
+        # Rounding would leave the bounds by a last digit.
+        graph("Max", graph("Min", graph("Add", scaled, low), high), low, name=name)
 
 
 def save(path: Path, policy: SavedPolicy) -> int:
