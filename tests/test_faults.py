@@ -23,7 +23,7 @@ import pytest
 from breakable import CONFIG, MARK, SPOTS, VALUES, Breakable, Recorder, shared_programs
 from hypothesis import given, settings
 
-from reppo import checkpoint, faults, loop
+from reppo import checkpoint, faults, loop, optim
 from reppo import reppo as algorithm
 from reppo.collector import JaxCollector
 from reppo.config import ConfigError
@@ -357,7 +357,7 @@ _APPLY: dict[int, Any] = {}
 def _apply(module: Any, grads: Any, state: Any, optimiser: Any) -> Any:
     structure = hash(str(jax.tree.structure(state)))
     if structure not in _APPLY:
-        _APPLY[structure] = jax.jit(lambda m, g, s: algorithm.apply_gradients(m, g, s, optimiser))
+        _APPLY[structure] = jax.jit(lambda m, g, s: optim.apply_gradients(m, g, s, optimiser))
     return _APPLY[structure](module, grads, state)
 
 

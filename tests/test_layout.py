@@ -17,6 +17,7 @@ PACKAGE = Path(reppo.__file__).parent
 MODULES = {str(path.relative_to(PACKAGE).with_suffix("")): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 MATHS = {"types", "nets", "images", "distributions", "hl_gauss", "returns", "estimators", "duals", "normalizer"}
+MATHS |= {"metrics", "optim"}
 MATHS_LIBRARIES = {"jax", "equinox", "optax", "numpy"}
 
 SIMULATORS = {"mujoco_playground", "mujoco", "brax", "gymnax", "gymnasium", "envpool", "mani_skill", "mjlab"}

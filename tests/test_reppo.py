@@ -27,15 +27,14 @@ from reppo.config import Config
 from reppo.distributions import TanhGaussian
 from reppo.duals import Duals
 from reppo.envs.spec import EnvSpec
+from reppo.metrics import Series
+from reppo.optim import apply_gradients, count_skipped
 from reppo.reppo import (
     ActorAverage,
     Batch,
-    Series,
     TrainState,
     actor_loss,
-    apply_gradients,
     averaged,
-    count_skipped,
     critic_loss,
     deployed,
     init,

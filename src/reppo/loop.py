@@ -706,7 +706,7 @@ class RangeWarning:
         if (config.v_min is None and config.v_max is None) or 4 * self.run.iteration < config.num_iterations:
             return False
         span = row["critic/target_max"] - row["critic/target_min"]
-        return span < 2 * self._bin(support) and row["critic/error"] > span / 4
+        return span < 2 * self._bin(support) and row.get("critic/error", 0.0) > span / 4
 
 
 class Diverged(RuntimeError):

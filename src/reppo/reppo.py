@@ -15,7 +15,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
 from reppo import distributions, duals, hl_gauss, images, normalizer, returns
 from reppo.config import Config, ConfigError
@@ -23,8 +22,10 @@ from reppo.distributions import ActionDistribution
 from reppo.duals import Duals
 from reppo.envs.spec import EnvSpec
 from reppo.estimators import ESTIMATORS, Behaviour
+from reppo.metrics import Series, masked_mean, masked_means, over_epochs, target_metrics
 from reppo.nets import Actor, ContinuousCritic, Critic, DiscreteCritic, select
 from reppo.normalizer import Normalizer
+from reppo.optim import apply_gradients, count_skipped
 from reppo.types import Learner, Metrics, PyTree, Rollout
 
 
@@ -73,17 +74,6 @@ class Batch(NamedTuple):
     continues: jax.Array  #: ``1 - terminated``, ``[B]``
     valid: jax.Array  #: 1 for a real transition, else 0, ``[B]``
     old_policy: ActionDistribution  #: the rollout policy at ``x``
-
-
-def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean of ``x`` over the rows where ``mask`` is one."""
-    return jnp.sum(x * mask) / jnp.maximum(jnp.sum(mask), 1.0)
-
-
-def masked_means(per_row: Metrics, mask: jax.Array) -> Metrics:
-    """`masked_mean` of each entry ``[B]``, all in one reduction."""
-    means = jnp.sum(jnp.stack(list(per_row.values())) * mask, -1) / jnp.maximum(jnp.sum(mask), 1.0)
-    return dict(zip(per_row, means, strict=True))
 
 
 # --------------------------------------------------------------------------------------------- 2. targets
@@ -156,12 +146,10 @@ def targets(state: TrainState, rollout: Rollout, config: Config, spec: EnvSpec, 
 
     advantage = jnp.zeros_like(target)
     if config.estimator == "score_gae":
+        # `split` has taken the keys that are folded with less.
         key_here = jax.random.fold_in(key, config.num_steps)
         here = soft_value(old_policy, critic, critic_view(rollout.obs), key_here, config.target_samples)
-        bonus = -state.duals.alpha * old_policy.log_prob(rollout.sample)
-        advantage = (target + bonus) - (here.value + state.duals.alpha * here.entropy)
-        centred = advantage - masked_mean(advantage, valid)
-        advantage = centred * jax.lax.rsqrt(masked_mean(centred**2, valid) + 1e-8)
+        advantage = soft_advantage(target, here, old_policy.log_prob(rollout.sample), state.duals.alpha, valid)
 
     batch = Batch(
         actor_obs=select(normalizer.normalize(policy.normalizer, rollout.obs), policy.obs_keys),
@@ -176,6 +164,16 @@ def targets(state: TrainState, rollout: Rollout, config: Config, spec: EnvSpec, 
         old_policy=old_policy,
     )
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+
+
+def soft_advantage(target: jax.Array, here: SoftValue, log_prob: jax.Array, alpha: jax.Array, valid: jax.Array) -> jax.Array:
+    r"""What an action turned out to be worth beside the policy's others, centred and scaled over the batch; all ``[T, N]``.
+
+    $$ A = (G - \alpha \log \pi(a | x)) - (V(x) + \alpha \mathcal H(x)) $$
+    """
+    advantage = (target - alpha * log_prob) - (here.value + alpha * here.entropy)
+    centred = advantage - masked_mean(advantage, valid)
+    return centred * jax.lax.rsqrt(masked_mean(centred**2, valid) + 1e-8)
 
 
 # --------------------------------------------------------------------------------------------- 3. losses
@@ -283,28 +281,6 @@ def optimisers(config: Config) -> Optimisers:
     return Optimisers(optax.flatten(network), optax.adam(rate(config.dual_learning_rate)))
 
 
-def count_skipped(*norms: jax.Array) -> jax.Array:
-    """How many of the steps with gradients of these norms `apply_gradients` left out."""
-    return jnp.sum(~jnp.isfinite(jnp.stack(norms)), dtype=jnp.float32)
-
-
-def apply_gradients(
-    module: PyTree, grads: PyTree, opt_state: PyTree, optimiser: optax.GradientTransformation
-) -> tuple[PyTree, PyTree, jax.Array]:
-    """One optimiser step; a non-finite gradient changes nothing. Returns (module, state, norm of the gradient).
-
-    The parameters then stay finite: where the gradient's norm is finite, so are Adam's moments, and its step is bounded.
-    """
-    norm = jnp.linalg.norm(ravel_pytree(grads)[0])  # one kernel; one for each of forty arrays compiles for a second
-    finite = jnp.isfinite(norm)
-    updates, new_opt_state = optimiser.update(grads, opt_state, module)
-    stepped = eqx.apply_updates(module, updates)
-    module, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (stepped, new_opt_state), (module, opt_state)
-    )
-    return module, opt_state, norm
-
-
 def target_entropy(config: Config, spec: EnvSpec) -> float:
     """What the policy's entropy is held to: ``-0.5 A``, or ``0.5 log A`` of discrete actions, with the paper's factors."""
     if spec.discrete:
@@ -408,40 +384,15 @@ def deployed(state: TrainState) -> TrainState:
     return eqx.tree_at(lambda s: s.policy.actor, state, state.average.actor)
 
 
-class Series(eqx.Module):
-    """Metrics side by side, the last axis of ``values``: a scan over minibatches then stores one array, not twenty."""
-
-    values: jax.Array
-    names: tuple[str, ...] = eqx.field(static=True)
-
-    @classmethod
-    def of(cls, metrics: Metrics) -> Series:
-        return cls(jnp.stack(list(metrics.values()), -1), tuple(metrics))
-
-    def __getitem__(self, name: str) -> jax.Array:
-        return self.values[..., self.names.index(name)]
-
-
-LAST_EPOCH = {"actor/kl", "actor/kl_outside", "actor/entropy", "actor/std", "actor/greedy_prob"}  #: those of the policy now
-
-
 def summarise(state: TrainState, batch: Batch, history: Series, config: Config) -> Metrics:
     """One number per metric and iteration; ``docs/metrics.md`` defines each."""
-    by_epoch = history.values.reshape(config.num_epochs, config.num_minibatches, -1).mean(1)
-    last = jnp.array([name in LAST_EPOCH for name in history.names])
-    minibatches = dict(zip(history.names, jnp.where(last, by_epoch[-1], by_epoch.mean(0)), strict=True))
-    minibatches["train/skipped_updates"] = jnp.sum(history["train/skipped_updates"])
-    low, high = state.critic.v_min, state.critic.v_max
     # A scalar critic has no support that a target could leave.
-    clipped = ((batch.target < low) | (batch.target > high)) & config.hl_gauss
+    support = (state.critic.v_min, state.critic.v_max) if config.hl_gauss else (-jnp.inf, jnp.inf)
     return {
-        **minibatches,
+        **over_epochs(history, config.num_epochs),
         "actor/alpha": state.duals.alpha,
         "actor/beta": state.duals.beta,
-        "critic/target": masked_mean(batch.target, batch.valid),
-        "critic/target_min": jnp.min(batch.target, where=batch.valid > 0, initial=jnp.inf),
-        "critic/target_max": jnp.max(batch.target, where=batch.valid > 0, initial=-jnp.inf),
-        "critic/target_clipped": masked_mean(clipped.astype(jnp.float32), batch.valid),
+        **target_metrics(batch.target, batch.valid, support),
         "train/reward": masked_mean(batch.reward, batch.valid),
         "train/invalid_rows": jnp.sum(1.0 - batch.valid),
     }

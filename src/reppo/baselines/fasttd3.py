@@ -20,9 +20,11 @@ from reppo.baselines import replay as memory
 from reppo.baselines.replay import Replay, Transitions
 from reppo.config import ConfigError, Precision, check_limits, check_positive, check_ranges, check_types, config_from_json
 from reppo.envs.spec import EnvSpec
+from reppo.metrics import masked_mean, target_metrics
 from reppo.nets import Linear, select
 from reppo.normalizer import Normalizer
-from reppo.reppo import apply_gradients, blank_invalid, count_skipped, masked_mean
+from reppo.optim import apply_gradients, count_skipped
+from reppo.reppo import blank_invalid
 from reppo.types import Learner, Metrics, PyTree, Rollout
 
 
@@ -401,12 +403,7 @@ def learning_step(state: TrainState, key: jax.Array, config: FastTD3Config, spec
         "critic/loss": loss,
         "critic/value": masked_mean(jnp.mean(values, 0), rows.valid),
         "critic/grad_norm": critic_norm,
-        "critic/target": masked_mean(returns, rows.valid),
-        "critic/target_min": jnp.min(returns, where=rows.valid > 0, initial=jnp.inf),
-        "critic/target_max": jnp.max(returns, where=rows.valid > 0, initial=-jnp.inf),
-        "critic/target_clipped": masked_mean(
-            ((returns < critics.v_min) | (returns > critics.v_max)).astype(jnp.float32), rows.valid
-        ),
+        **target_metrics(returns, rows.valid, (critics.v_min, critics.v_max)),
         "actor/loss": actor_metrics["loss"],
         "actor/grad_norm": actor_metrics["grad_norm"],
         "actor/updates": due.astype(jnp.float32),
