@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from reppo import envs
+from reppo.envs.check import check
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 STEPS = "2048"  # one iteration of the cpu preset
@@ -33,6 +36,20 @@ def test_own_env_trains_and_its_policy_runs_in_numpy(directory: Path) -> None:
     options = ["--preset", "cpu", "--total-steps", STEPS, "--num-evals", "1", "--out", "pendulum"]
     run_python(directory, "-m", "reppo", "train", environment, *options)
     assert "20 actions" in run_python(directory, EXAMPLES / "deploy_policy.py", "pendulum", "--steps", "20")
+
+
+def test_own_gymnasium_passes_its_checks_and_draws_itself() -> None:
+    env = envs.make(f"{EXAMPLES / 'own_gymnasium.py'}:make")
+    assert isinstance(env, envs.HostEnv)
+    found = {finding.check: finding for finding in check(env, num_envs=2, num_steps=100)}
+    assert [name for name, finding in found.items() if finding.passed is False] == []
+    assert "-2 to -0.0" in found["rewards"].seen
+    simulator, seconds = env.drawn(100, 100, None)
+    simulator.reset(0)
+    frame = simulator.frame()
+    simulator.close()
+    assert seconds == pytest.approx(0.03, rel=0.02)
+    assert {tuple(colour) for colour in frame.reshape(-1, 3)} == {(255, 255, 255), (220, 60, 60), (40, 80, 160)}
 
 
 def test_asymmetric_critic_keeps_the_privileged_entry_from_the_actor(directory: Path) -> None:
