@@ -274,6 +274,8 @@ MISTAKES_AT_THE_DOOR = {
     "matrix": ("return jnp.zeros(2)", "return jnp.zeros((2, 3))", "is float32[2, 3]; it must be a float vector"),
     "integers": ("return jnp.zeros(2)", "return jnp.zeros(2, int)", "is int32[2]; it must be a float vector"),
     "nested": ("return jnp.zeros(2)", "return {'a': {'b': jnp.zeros(2)}}", "use arrays, or one flat dict of arrays"),
+    "exit at import": ("import reppo", "import reppo\nraise SystemExit(0)", "could not be imported: SystemExit: 0 ("),
+    "exit in reset": ("return jnp.zeros(2), self", "quit()", "mine.py:8, in reset: SystemExit"),
     "value range": ("(0.0, 1.0)", "None", "does not say what its returns are like: set v_min and v_max"),
 }
 MISTAKES_BEFORE_THE_FIRST_STEP = {
@@ -281,6 +283,11 @@ MISTAKES_BEFORE_THE_FIRST_STEP = {
         "return state, reppo",
         "raise KeyError('torque')\n        return state, reppo",
         ", in step: KeyError: 'torque'",
+    ),
+    "exit": (
+        "return state, reppo",
+        "raise SystemExit('no\\nmotor')\n        return state, reppo",
+        ", in step: SystemExit: no",
     ),
     "nan": ("return jnp.zeros(2)", "return jnp.array([0.0, jnp.nan])", "obs[1] of environment 0 is nan right after reset"),
     "no state": ("return state, reppo", "return reppo", "mine.py:Mine: ValueError: too many values to unpack"),
@@ -303,6 +310,18 @@ def test_a_mistake_that_shows_when_the_run_begins(reppo: Reppo, tmp_path: Path, 
     assert message in line
     assert "mine.py" in line
     assert not (tmp_path / "run").exists(), "the corrected file can be trained with the same command"
+
+
+@pytest.mark.parametrize("needs", [False, True])
+def test_a_file_that_parses_arguments_gets_none_of_ours(reppo: Reppo, tmp_path: Path, needs: bool) -> None:
+    parse = f"p = argparse.ArgumentParser()\np.add_argument('--motor', required={needs})\np.parse_args()"
+    env = user_env(tmp_path, ("import reppo", f"import argparse, reppo\n{parse}"))
+    code, _, err = reppo("train", env, *TINY, "--out", tmp_path / "run")
+    assert code == cli.USER_ERROR * needs, err
+    if needs:
+        *usage, line = err.splitlines()
+        assert usage[0].startswith("usage: mine.py"), "not ours"
+        assert "mine.py could not be imported: SystemExit: 2 (" in line
 
 
 @pytest.mark.parametrize(

@@ -404,6 +404,8 @@ def test_an_environment_that_cannot_be_reset_is_left_out_until_it_recovers(monke
     [
         ("loop", "raises", "ZeroDivisionError: the motor fell off"),
         ("NEXT_STEP", "raises", "ZeroDivisionError: the motor fell off"),
+        ("loop", "exits", "SystemExit: 0"),
+        ("NEXT_STEP", "exits", "SystemExit: 0"),
         # Gymnasium's own vector environments cast such observations, or refuse them with words of their own.
         ("loop", "short", r"observation has shape \[3\], not \[4\]"),
         ("loop", "text", "observation is <U32 now"),
@@ -562,6 +564,15 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Resumed:
     listener = Listener()
     run = reppo.resume(directory, env=Scripted, sinks=[listener])
     return Resumed(str(error.value), listener.notes, run)
+
+
+def test_an_environment_that_exits_ends_its_run_as_any_exception_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scripted, "breaks", {(5, 1): "exits"})
+    config = dataclasses.replace(CONFIG, total_steps=1000 * CONFIG.batch_size, num_evals=1)
+    with pytest.raises(SimulatorError, match=r"step \d+: SystemExit: 0 \(.*scripted.py:\d+, in step\)"):
+        reppo.train(Scripted, config, out=tmp_path / "run")
 
 
 def test_a_run_that_an_environment_ends_can_be_resumed(resumed: Resumed) -> None:

@@ -36,6 +36,8 @@ import reppo
 from reppo import algorithms, baselines, compiling, envs, export, faults, imports, loop, onnx_export, options
 from reppo.config import PRESETS, Config, ConfigError, nearest, preset
 from reppo.display import ACCENT, PlainDisplay, make_display, number, shown
+from reppo.envs import blame
+from reppo.envs.blame import FAILURES
 from reppo.envs.check import check
 from reppo.evaluate import evaluate_policy
 from reppo.files import drop_truncated
@@ -383,7 +385,7 @@ def described_suite(suite: envs.Suite) -> dict[str, Any]:
     try:
         return {**entry, "tasks": suite.adapter().names()}
     except Exception as error:  # somebody else's package, in whatever state
-        return {**entry, "problem": f"installed, but it cannot be imported ({one_line(error)}): {install}"}
+        return {**entry, "problem": f"installed, but it cannot be imported ({blame.one_line(error)}): {install}"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -399,7 +401,7 @@ class ReproArgs:
 
 
 def repro(args: ReproArgs) -> None:
-    with working("compiling"):
+    with explained_errors(str(args.file)), working("compiling"):
         outcome = faults.replay(args.file)
     print(outcome)
 
@@ -703,12 +705,6 @@ def print_overview() -> None:
 # ------------------------------------------------------------------------------------------- errors
 
 
-def one_line(error: BaseException) -> str:
-    """An exception's type and the first line of its text."""
-    text = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
 def explain(error: BaseException) -> str | None:
     """What a user can do about an error that is not ours; None where it is nobody's fault but the program's."""
     text = str(error)
@@ -725,35 +721,24 @@ def explain(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def explained_errors(env: str, display: PlainDisplay | None = None) -> Iterator[None]:
-    """Turn errors that an environment's own file has made into one line that names the place in it.
+    """Turn errors that an environment's own code has made into one line that names the place in it.
 
-    Where our code stumbles over what such a file returns, there is no such place: the line then holds the error itself.
-    Once training is under way, such an error is more likely ours, and is left alone.
+    Where our code stumbles over what such an environment returns, there is no such place: the line then holds the error
+    itself. Once training is under way, such an error is more likely ours, and is left alone.
     """
     try:
         yield
-    except Exception as error:
-        path, _, _ = env.partition(":")
-        if isinstance(error, ConfigError) or not path.endswith(".py") or os.environ.get("REPPO_TRACEBACK"):
+    except FAILURES as error:
+        if isinstance(error, ConfigError) or os.environ.get("REPPO_TRACEBACK"):
             raise
-        place = place_in_file(error, Path(path))
+        if not isinstance(error, SystemExit) and not env.partition(":")[0].endswith(".py"):
+            raise
+        place = blame.place(error)
         under_way = display is not None and bool(display.telemetry.metrics)
-        if place is None and (
-            under_way or not isinstance(error, TypeError | ValueError | LookupError | AttributeError | ArithmeticError)
-        ):
+        ours = under_way or not isinstance(error, TypeError | ValueError | LookupError | AttributeError | ArithmeticError)
+        if place is None and ours and not isinstance(error, SystemExit):
             raise
-        raise ConfigError(f"{place or env}: {one_line(error)} (REPPO_TRACEBACK=1 shows more)") from error
-
-
-def place_in_file(error: BaseException, path: Path) -> str | None:
-    """The innermost line of a file that an exception has passed through."""
-    found, traceback = None, error.__traceback__
-    while traceback is not None:
-        code = traceback.tb_frame.f_code
-        if os.path.abspath(code.co_filename) == os.path.abspath(path):
-            found = f"{path}:{traceback.tb_lineno}, in {code.co_name}"
-        traceback = traceback.tb_next
-    return found
+        raise ConfigError(f"{place or env}: {blame.one_line(error)} (REPPO_TRACEBACK=1 shows more)") from error
 
 
 # ------------------------------------------------------------------------------------------- running
@@ -843,8 +828,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # `reppo envs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except SystemExit as end:  # the help has been printed
-        return int(end.code or 0)
+    except SystemExit as end:  # the help has been printed, or a check has failed
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(f"reppo: {' '.join(str(end.code).split())}", file=sys.stderr)
+        return USER_ERROR
     except Stopped as stopped:
         print(f"reppo: {stopped}", file=sys.stderr)
         return STOPPED

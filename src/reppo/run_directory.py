@@ -153,7 +153,7 @@ def dropped_unless_begun(path: Path, sign: str = "checkpoints") -> Iterator[None
     """Remove a directory that `create` has made, if the run fails before it has anything that is of use: ``sign``."""
     try:
         yield
-    except Exception:
+    except (Exception, SystemExit):
         if not (path / sign).exists():
             shutil.rmtree(path, ignore_errors=True)
         raise

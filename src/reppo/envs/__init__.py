@@ -15,7 +15,9 @@ from types import ModuleType
 from typing import Any
 
 from reppo.config import ConfigError
+from reppo.envs import blame
 from reppo.envs.base import Env, Transition
+from reppo.envs.blame import FAILURES
 from reppo.envs.host import HostEnv
 from reppo.envs.spec import EnvSpec
 
@@ -125,8 +127,9 @@ def make(env: str | AnyEnv | Callable[[], Any] | Any, **options: Any) -> AnyEnv:
             return _from_module(module, task, env)
         except ConfigError:
             raise
-        except Exception as error:
-            raise ConfigError(f"{env} could not be made: {type(error).__name__}: {error}") from error
+        except FAILURES as error:
+            package = suite_name.partition(".")[0]
+            raise ConfigError(f"{env} could not be made: {blame.explained(error, package)}") from error
     if not task or suite_name not in SUITES:
         raise ConfigError(_unknown(env))
     suite = SUITES[suite_name]
@@ -177,10 +180,10 @@ def _from_file(path: Path, name: str) -> AnyEnv:
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module
     try:
-        with _searched(path.resolve().parent):
+        with _searched(path.resolve().parent), _own_words(path.name):
             module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(f"{path} could not be imported: {type(error).__name__}: {error}") from error
+    except FAILURES as error:
+        raise ConfigError(f"{path} could not be imported: {blame.explained(error)}") from error
     _send_by_value(module)
     if not name:
         defined = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Env) and v is not Env]
@@ -197,14 +200,15 @@ def _find_module(name: str) -> ModuleType | None:
     if not all(part.isidentifier() for part in name.split(".")):
         return None
     try:
-        with _searched(Path.cwd()):  # a command of the shell does not look there by itself, `python -m` does
+        # A command of the shell does not look there by itself, `python -m` does.
+        with _searched(Path.cwd()), _own_words(name):
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
             return None
         raise ConfigError(f"{name} could not be imported: {error}") from error
-    except Exception as error:
-        raise ConfigError(f"{name} could not be imported: {type(error).__name__}: {error}") from error
+    except FAILURES as error:
+        raise ConfigError(f"{name} could not be imported: {blame.explained(error, name.partition('.')[0])}") from error
 
 
 @contextlib.contextmanager
@@ -226,6 +230,18 @@ def _searched(directory: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def _own_words(program: str) -> Iterator[None]:
+    """Without arguments, as ``program``: a user's code that parses the command line would refuse, or take, those of ours,
+    and its usage would read as if it were ours."""
+    before = sys.argv
+    sys.argv = [program]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
 def _send_by_value(module: ModuleType) -> None:
     """Let worker processes have what a file defines: its module has a name of ours, which they could not import."""
     with contextlib.suppress(ImportError):  # it comes with Gymnasium, whose worker processes they are
@@ -244,7 +260,8 @@ def _from_module(module: ModuleType, name: str, source: str, made_from: str | No
     maker = getattr(module, name)
     if not callable(maker):
         raise ConfigError(f"{source}:{name} is a {type(maker).__name__}; name a class, or a function that makes one")
-    made = _checked(maker(), f"{source}:{name}", maker)
+    with _own_words(Path(source).name):
+        made = _checked(maker(), f"{source}:{name}", maker)
     made.made_from = made_from or f"{source}:{name}"
     return made
 

@@ -21,6 +21,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from reppo.config import ConfigError
 from reppo.envs import value_ranges
+from reppo.envs.blame import FAILURES
 from reppo.envs.host import Failure, HostEnv, RawStep, Simulator, WrongNumber, as_numbers, where_rows
 from reppo.envs.spaces import Actions, Observations, read_actions
 from reppo.interrupt import unheard
@@ -55,7 +56,7 @@ class Loop(Simulator):
     def _reset_one(self, i: int, out: PyTree, seed: int | None = None) -> None:
         try:
             obs, _ = self._envs[i].reset(seed=seed)
-        except Exception as error:
+        except FAILURES as error:
             raise Failure(i) from error
         self._observations.write(obs, out, i)
 
@@ -66,7 +67,7 @@ class Loop(Simulator):
         for i, env in enumerate(self._envs):
             try:
                 obs, reward, terminated, truncated, _ = env.step(actions[i])
-            except Exception as error:
+            except FAILURES as error:
                 raise Failure(i) from error
             self._observations.write(obs, next_obs, i)
             rewards.append(reward)
@@ -188,7 +189,7 @@ def _index_of_failure() -> Iterator[None]:
             raise
         # It is a worker's: Gymnasium passes it on. This process has heard the signal, and ends in good order.
         raise Failure(None) from RuntimeError(f"a worker process was interrupted ({error})")
-    except Exception as error:
+    except FAILURES as error:
         index, trace = None, error.__traceback__
         while trace is not None:
             if trace.tb_frame.f_globals.get("__name__", "").startswith("gymnasium.vector."):
@@ -364,7 +365,7 @@ def make(name: str) -> HostEnv:
         close_names = difflib.get_close_matches(name, gymnasium.registry, n=3)
         hint = f"; did you mean {' or '.join(close_names)}?" if close_names else ""
         raise ConfigError(f"Gymnasium has no environment {name!r}{hint}") from None
-    except Exception as error:  # whatever its author's code raises
+    except FAILURES as error:  # whatever its author's code raises
         text = " ".join(str(error).split())
         raise ConfigError(f"gymnasium:{name} cannot be made: {type(error).__name__}: {text}") from error
     return SingleEnv(f"gymnasium:{name}", create, probe, takes_length=True)

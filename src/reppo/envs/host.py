@@ -8,7 +8,6 @@ limit, numbers that are not finite, statistics. It is the counterpart of `reppo.
 from __future__ import annotations
 
 import abc
-import traceback
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from reppo.config import ConfigError
+from reppo.envs import blame
 from reppo.envs.autoreset import LARGEST
+from reppo.envs.blame import FAILURES
 from reppo.envs.spaces import Actions, Observations, WrongObservation, namespace
 from reppo.envs.spec import EnvSpec, suggest_keys
 from reppo.types import PyTree, TimeStep
@@ -214,7 +215,7 @@ class HostVectorEnv:
         self._steps = 0
         try:
             obs = self.simulator.reset(seed)
-        except Exception as error:
+        except FAILURES as error:
             raise self._explained(error) from error
         if (sound := sound_rows(obs, self.num_envs)) is not None:
             index = int(np.argmin(sound))
@@ -238,7 +239,7 @@ class HostVectorEnv:
         self._steps += 1
         try:
             raw = self.simulator.step(action * self._half + self._centre)
-        except Exception as error:
+        except FAILURES as error:
             raise self._explained(error) from error
         self.raw = raw
         obs, next_obs, reward = raw.obs, raw.next_obs, raw.reward.astype(np.float32, copy=False)
@@ -289,7 +290,7 @@ class HostVectorEnv:
         if forced.any() and self.simulator.resets_rows:
             try:
                 obs = where_rows(forced, self.simulator.reset_rows(forced), obs)
-            except Exception as error:
+            except FAILURES as error:
                 raise self._explained(error) from error
         if (sound := sound_rows(obs, self.num_envs)) is not None:
             obs = where_rows(sound, obs, self.obs)
@@ -300,9 +301,9 @@ class HostVectorEnv:
         """End the simulator's processes and threads."""
         self.simulator.close()
 
-    def _explained(self, error: Exception) -> SimulatorError:
+    def _explained(self, error: BaseException) -> SimulatorError:
         index = error.index if isinstance(error, Failure | WrongObservation) else None
-        if isinstance(error, Failure) and isinstance(error.__cause__, Exception):
+        if isinstance(error, Failure) and error.__cause__ is not None:
             error = error.__cause__
         place = self.spec.name if index is None else f"{self.spec.name}: environment {index}"
         when = f"at step {self._steps:,}" if self._steps else "at its reset"
@@ -310,6 +311,5 @@ class HostVectorEnv:
             return SimulatorError(f"{place} {when}: {error}")
         text = " ".join(str(error).split())
         what = f"{type(error).__name__}: {text}" if text else type(error).__name__
-        frames = traceback.extract_tb(error.__traceback__)
-        where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-        return SimulatorError(f"{place} {when}: {what}{where}")
+        where = blame.place(error)
+        return SimulatorError(f"{place} {when}: {what}{f' ({where})' if where else ''}")
