@@ -312,6 +312,26 @@ def test_a_mistake_that_shows_when_the_run_begins(reppo: Reppo, tmp_path: Path, 
     assert not (tmp_path / "run").exists(), "the corrected file can be trained with the same command"
 
 
+@pytest.mark.parametrize(
+    "error", ["KeyError('torque')", "RuntimeError('torque')", "OSError('torque')", "SystemExit('torque')"]
+)
+@pytest.mark.parametrize("command", ["train", "check-env"])
+@pytest.mark.parametrize("ending", ["", ".py"], ids=["module", "file"])
+def test_a_mistake_in_a_neighbour_of_the_users_file(
+    reppo: Reppo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, command: str, error: str
+) -> None:
+    # Modules are imported once in a process: each case has its own.
+    base, own = (f"{word}_{abs(hash((command, ending, error)))}" for word in ("base", "own"))
+    user_env(tmp_path, ("return state, reppo", f"raise {error}\n        return state, reppo"))
+    (tmp_path / "mine.py").rename(tmp_path / f"{base}.py")
+    (tmp_path / f"{own}.py").write_text(f"import {base}\n\nclass Own({base}.Mine):\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    line = reppo.refuses(command, f"{own}{ending}:Own", *(TINY if command == "train" else ()), begun=True)
+    assert line.startswith(f"{base}.py:11, in step: {error.partition('(')[0]}: ")
+    assert "torque" in line
+
+
 @pytest.mark.parametrize("needs", [False, True])
 def test_a_file_that_parses_arguments_gets_none_of_ours(reppo: Reppo, tmp_path: Path, needs: bool) -> None:
     parse = f"p = argparse.ArgumentParser()\np.add_argument('--motor', required={needs})\np.parse_args()"

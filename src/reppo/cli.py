@@ -731,11 +731,12 @@ def explained_errors(env: str, display: PlainDisplay | None = None) -> Iterator[
     except FAILURES as error:
         if isinstance(error, ConfigError) or os.environ.get("REPPO_TRACEBACK"):
             raise
-        if not isinstance(error, SystemExit) and not env.partition(":")[0].endswith(".py"):
-            raise
-        place = blame.place(error)
+        source, colon, _ = env.partition(":")
+        of_suite = not colon or source in envs.SUITES
+        place = blame.place(error, "" if of_suite else source.partition(".")[0])
         under_way = display is not None and bool(display.telemetry.metrics)
-        ours = under_way or not isinstance(error, TypeError | ValueError | LookupError | AttributeError | ArithmeticError)
+        stumbled = isinstance(error, TypeError | ValueError | LookupError | AttributeError | ArithmeticError)
+        ours = of_suite or under_way or not stumbled
         if place is None and ours and not isinstance(error, SystemExit):
             raise
         raise ConfigError(f"{place or env}: {blame.one_line(error)} (REPPO_TRACEBACK=1 shows more)") from error
