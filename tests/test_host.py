@@ -868,6 +868,14 @@ def test_unbounded_actions_need_a_choice() -> None:
         dataclasses.replace(CONFIG, action_low=-3.0).validate()
 
 
+def test_bounds_without_anything_between_them_are_refused() -> None:
+    class Stuck(Scripted):
+        action_space = spaces.Box(0.0, 0.0, (1,))
+
+    with pytest.raises(ConfigError, match=r"Stuck: action 0 is bounded by \[0, 0\]; each action_low must be below"):
+        reppo.train(Stuck, CONFIG)
+
+
 def test_actions_of_any_shape_reach_the_simulator_within_its_bounds() -> None:
     seen: list[Array] = []
 

@@ -19,7 +19,7 @@ from reppo.envs import blame
 from reppo.envs.autoreset import LARGEST
 from reppo.envs.blame import FAILURES
 from reppo.envs.spaces import Actions, Observations, WrongObservation, namespace
-from reppo.envs.spec import EnvSpec, suggest_keys
+from reppo.envs.spec import EnvSpec, check_claims, suggest_keys
 from reppo.types import PyTree, TimeStep
 
 Array = npt.NDArray[Any]
@@ -108,10 +108,12 @@ class HostEnv(abc.ABC):
     notes: tuple[str, ...] = ()  #: what its user should know of how it runs on this machine
 
     def spec(self) -> EnvSpec:
-        """Its `EnvSpec`."""
+        """Its `EnvSpec`; raises `ConfigError` where it says of itself what cannot be."""
+        name, bounds = self.made_from or self.name, None if self.actions.discrete else (self.actions.low, self.actions.high)
+        check_claims(name, self.actions.size, bounds, self.episode_length, self.value_range, self.max_return)
         actor_keys, critic_keys = suggest_keys(self.observations.spec)
         return EnvSpec(
-            name=self.made_from or self.name,
+            name=name,
             observation=self.observations.spec,
             action_size=self.actions.size,
             action_low=self.actions.low,
