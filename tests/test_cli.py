@@ -274,6 +274,8 @@ MISTAKES_AT_THE_DOOR = {
     "matrix": ("return jnp.zeros(2)", "return jnp.zeros((2, 3))", "is float32[2, 3]; it must be a float vector"),
     "integers": ("return jnp.zeros(2)", "return jnp.zeros(2, int)", "is int32[2]; it must be a float vector"),
     "nested": ("return jnp.zeros(2)", "return {'a': {'b': jnp.zeros(2)}}", "use arrays, or one flat dict of arrays"),
+    "no first state": ("return jnp.zeros(2), self", "return self", "Mine: reset must return (state, observation), got one"),
+    "three at reset": ("return jnp.zeros(2), self", "return 1.0, 2.0, self", "(state, observation), got 3 values"),
     "exit at import": ("import reppo", "import reppo\nraise SystemExit(0)", "could not be imported: SystemExit: 0 ("),
     "exit in reset": ("return jnp.zeros(2), self", "quit()", "mine.py:8, in reset: SystemExit"),
     "value range": ("(0.0, 1.0)", "None", "does not say what its returns are like: set v_min and v_max"),
@@ -290,7 +292,18 @@ MISTAKES_BEFORE_THE_FIRST_STEP = {
         ", in step: SystemExit: no",
     ),
     "nan": ("return jnp.zeros(2)", "return jnp.array([0.0, jnp.nan])", "obs[1] of environment 0 is nan right after reset"),
-    "no state": ("return state, reppo", "return reppo", "mine.py:Mine: ValueError: too many values to unpack"),
+    "no state": ("return state, reppo", "return reppo", "Mine: step must return (state, reppo.Transition), got 3 values"),
+    "reward": (
+        "return state, reppo",
+        "return state, 0.0, reppo",
+        "step must return (state, reppo.Transition), got 3 values",
+    ),
+    "no transition": (
+        "return state, reppo.Transition(self.observe(), jnp.float32(0.0), jnp.array(False))",
+        "return state, jnp.zeros(3)",
+        "(state, reppo.Transition(obs, reward, terminated)), got one value in place of the transition",
+    ),
+    "nothing": ("return state, reppo", "return None and reppo", "step must return (state, reppo.Transition), got nothing"),
 }
 
 
@@ -306,9 +319,12 @@ def test_a_mistake_in_the_users_file(reppo: Reppo, tmp_path: Path, old: str, new
     ("old", "new", "message"), MISTAKES_BEFORE_THE_FIRST_STEP.values(), ids=MISTAKES_BEFORE_THE_FIRST_STEP
 )
 def test_a_mistake_that_shows_when_the_run_begins(reppo: Reppo, tmp_path: Path, old: str, new: str, message: str) -> None:
-    line = reppo.refuses("train", user_env(tmp_path, (old, new)), *TINY, "--out", tmp_path / "run", begun=True)
+    env = user_env(tmp_path, (old, new))
+    line = reppo.refuses("train", env, *TINY, "--out", tmp_path / "run", begun=True)
     assert message in line
     assert "mine.py" in line
+    if "must return" in message:
+        assert message in reppo.refuses("check-env", env)
     assert not (tmp_path / "run").exists(), "the corrected file can be trained with the same command"
 
 
@@ -327,7 +343,8 @@ def test_a_mistake_in_a_neighbour_of_the_users_file(
     (tmp_path / f"{own}.py").write_text(f"import {base}\n\nclass Own({base}.Mine):\n    pass\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    line = reppo.refuses(command, f"{own}{ending}:Own", *(TINY if command == "train" else ()), begun=True)
+    options, begun = (TINY, True) if command == "train" else ((), False)
+    line = reppo.refuses(command, f"{own}{ending}:Own", *options, begun=begun)
     assert line.startswith(f"{base}.py:11, in step: {error.partition('(')[0]}: ")
     assert "torque" in line
 

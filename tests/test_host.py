@@ -448,6 +448,58 @@ def test_a_reward_or_flag_that_is_no_number_is_named(which: int, change: Any, me
     assert str(error.value).endswith(f"Odd: environment {num_envs - 1} at step 3: {message}")
 
 
+class OldGym(Scripted):
+    def step(self, action: Array) -> Any:
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward, terminated or truncated, info
+
+
+class NoStep(Scripted):
+    def step(self, action: Array) -> Any:
+        return None
+
+
+class NoInfo(Scripted):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return super().reset(seed=seed)[0]
+
+
+class MoreInfo(Scripted):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return *super().reset(seed=seed), {}
+
+
+class NoSeed(Scripted):
+    def reset(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().reset(seed=0)
+
+
+@pytest.mark.parametrize("how", ["alone", "wrapped", "vector"])
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (OldGym, "step must return (obs, reward, terminated, truncated, info), got 4 values: the API of the old gym"),
+        (NoStep, "step must return (obs, reward, terminated, truncated, info), got nothing"),
+        (NoInfo, "reset must return (obs, info), got one value"),
+        (MoreInfo, "reset must return (obs, info), got 3 values"),
+        (NoSeed, "reset must take seed and options, as in reset(self, *, seed=None, options=None)"),
+    ],
+)
+def test_what_reset_and_step_return_and_take(cls: type[Scripted], message: str, how: str) -> None:
+    if how != "alone" and cls not in (OldGym, MoreInfo, NoSeed):
+        return  # Gymnasium's own code takes four numbers for (obs, info) and more, or cannot say what it got
+    makers: dict[str, Any] = {
+        "alone": cls,
+        "wrapped": lambda: gymnasium.wrappers.TimeLimit(cls(), 9),
+        "vector": lambda: SyncVectorEnv([cls] * N, autoreset_mode=AutoresetMode.NEXT_STEP),
+    }
+    with pytest.raises(SimulatorError) as error:
+        roll_out(start(envs.make(makers[how])))  # pyright: ignore[reportArgumentType]
+    place = "at step 1" if "step must" in message else "at its reset"
+    said = str(error.value).replace("got more", "got 3 values")  # older versions of Python do not count
+    assert said.endswith(f"environment 0 {place}: {message}")
+
+
 WRONG_COLUMNS = {
     "reward [N, 1]": (1, lambda x: x[:, None], "reward with shape [{n}, 1]; it must be [{n}]"),
     "one reward": (1, np.sum, "reward with shape []; it must be [{n}]"),

@@ -37,6 +37,7 @@ from reppo import algorithms, baselines, compiling, envs, export, faults, import
 from reppo.config import PRESETS, Config, ConfigError, nearest, preset
 from reppo.display import ACCENT, PlainDisplay, make_display, number, shown
 from reppo.envs import blame
+from reppo.envs.autoreset import check_returns
 from reppo.envs.blame import FAILURES
 from reppo.envs.check import check
 from reppo.evaluate import evaluate_policy
@@ -433,6 +434,7 @@ def check_env(args: CheckEnvArgs) -> None:
     failed = 0
     with explained_errors(args.env), compiling.full_precision():
         env = envs.make(args.env)
+        check_returns(env)
         for finding in check(env, num_envs=args.num_envs, num_steps=args.num_steps, seed=args.seed):
             mark = {True: "ok", False: "FAIL", None: "note"}[finding.passed]
             print(f"{mark:4}  {finding.check:24}{finding.seen}", flush=True)

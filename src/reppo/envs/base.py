@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from reppo.config import ConfigError
+from reppo.envs.blame import counted
 from reppo.envs.spec import EnvSpec, check_claims, shape_of, suggest_keys
 from reppo.types import PyTree
 
@@ -74,7 +76,10 @@ class Env(abc.ABC):
         bounds = None if self.discrete else (self.action_low, self.action_high)
         size = getattr(self, "action_size", None)
         check_claims(self.name, size, bounds, self.episode_length, self.value_range, self.max_return)
-        _, observation = jax.eval_shape(self.reset, jax.random.key(0))
+        first = jax.eval_shape(self.reset, jax.random.key(0))
+        if not isinstance(first, tuple | list) or len(first) != 2:
+            raise ConfigError(f"{self.name}: reset must return (state, observation), got {counted(first)}")
+        observation = first[1]
         actor_keys, critic_keys = suggest_keys(observation)
         low, high = (0, self.action_size - 1) if self.discrete else (self.action_low, self.action_high)
         bounds_shape = (1,) if self.discrete else (self.action_size,)
@@ -92,3 +97,14 @@ class Env(abc.ABC):
             discrete=self.discrete,
             channels_first=self.channels_first,
         )
+
+
+def read_step(name: str, returned: Any) -> tuple[Any, Transition]:
+    """The state and the transition that `Env.step` has returned; raises `ConfigError` where it is something else."""
+    if not isinstance(returned, tuple | list) or len(returned) != 2:
+        raise ConfigError(f"{name}: step must return (state, reppo.Transition), got {counted(returned)}")
+    state, transition = returned
+    if not isinstance(transition, tuple | list) or len(transition) != 3:
+        what = f"{counted(transition)} in place of the transition"
+        raise ConfigError(f"{name}: step must return (state, reppo.Transition(obs, reward, terminated)), got {what}")
+    return state, Transition(*transition)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sysconfig
+from typing import Any
 
 #: What an environment's code may raise. ``sys.exit`` in it is a mistake like any other, and must not end a run in silence.
 FAILURES = (Exception, SystemExit)
@@ -16,6 +17,13 @@ def one_line(error: BaseException) -> str:
     """An exception's type and the first line of its text."""
     text = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def counted(returned: Any) -> str:
+    """How many values a function has returned, in words."""
+    if isinstance(returned, tuple | list):
+        return f"{len(returned)} value{'s' * (len(returned) != 1)}"
+    return "nothing" if returned is None else "one value"
 
 
 def place(error: BaseException, package: str = "") -> str | None:

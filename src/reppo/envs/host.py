@@ -41,6 +41,10 @@ class WrongNumber(ValueError):
     """A reward or a flag that is no number, or not one for each environment."""
 
 
+class WrongReturn(ValueError):
+    """What an environment's method takes or returns is not what its interface says."""
+
+
 class RawStep(NamedTuple):
     """One step as a simulator sees it, before it is judged; leaves ``[N, ...]``, observations of the spec's dtype.
 
@@ -309,7 +313,7 @@ class HostVectorEnv:
             error = error.__cause__
         place = self.spec.name if index is None else f"{self.spec.name}: environment {index}"
         when = f"at step {self._steps:,}" if self._steps else "at its reset"
-        if isinstance(error, WrongObservation | WrongNumber):
+        if isinstance(error, WrongObservation | WrongNumber | WrongReturn):
             return SimulatorError(f"{place} {when}: {error}")
         text = " ".join(str(error).split())
         what = f"{type(error).__name__}: {text}" if text else type(error).__name__
