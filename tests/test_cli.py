@@ -123,6 +123,7 @@ def iterations(directory: Path) -> list[float]:
         (["--total-steps", "2e6"], {"total_steps": 2_000_000}),
         (["--total-steps", "400_000"], {"total_steps": 400_000}),
         (["--total-steps=400,000"], {"total_steps": 400_000}),
+        (["--total-steps=2,400,000", "--v-min", "-1,000.5"], {"total_steps": 2_400_000, "v_min": -1000.5}),
         (["--num_envs", "64"], {"num_envs": 64}),
         (["--v-min", "-4", "--v-max", "-.5"], {"v_min": -4.0, "v_max": -0.5}),
         (["--v-max", "-1e3", "--v-min=-2e3"], {"v_max": -1000.0, "v_min": -2000.0}),
@@ -141,6 +142,24 @@ def test_options_become_the_configuration(words: list[str], expected: dict[str, 
     assert {name: config[name] for name in expected} == expected
     untouched = dataclasses.asdict(PRESETS["cpu"])
     assert config == untouched | expected
+
+
+@pytest.mark.parametrize(
+    ("word", "hint", "value"),
+    [
+        ("1,000", int, 1000),
+        ("4e5", int | None, 400_000),
+        ("NONE", float | None, None),
+        ("1,000,000.5", float, 1_000_000.5),
+        ("True", bool, True),
+        ("16,32", tuple[int, ...], (16, 32)),
+        ("state,command", tuple[str, ...], ("state", "command")),
+        ("1,2", str, "1,2"),
+    ],
+)
+def test_values_are_read_by_their_type(word: str, hint: Any, value: Any) -> None:
+    assert options.read_value(word, hint) == value
+    assert type(options.read_value(word, hint)) is type(value)
 
 
 def test_what_is_not_an_option_of_the_configuration() -> None:
@@ -196,6 +215,12 @@ def test_version(reppo: Reppo) -> None:
         ("train --num-envs many", "--num-envs must be a whole number, got 'many'"),
         ("train --num-envs 1.5", "--num-envs must be a whole number, got '1.5'"),
         ("train --num-envs 1e400", "--num-envs must be a whole number, got '1e400'"),
+        ("train --seeds 1,2,3", "--seeds must be a whole number, got '1,2,3': how many; --seed is the first"),
+        ("train --seeds 1,2", "--seeds must be a whole number, got '1,2': how many; --seed is the first"),
+        ("train --total-steps 1,5e3", "--total-steps must be a whole number, got '1,5e3'"),
+        ("train --total-steps 4,000,00", "--total-steps must be a whole number, got '4,000,00'"),
+        ("train --v-min 1,5", "--v-min must be a finite number or None, got '1,5'"),
+        ("bench --seeds 1,2", "--seeds must be a whole number or None, got '1,2'"),
         ("train --gamma nan", "--gamma must be a finite number, got 'nan'"),
         ("train --v-min low", "--v-min must be a finite number or None, got 'low'"),
         ("train --norm batch", "invalid choice 'batch' for argument '--norm'. Expected one of ('rms', 'layer', 'none')."),
