@@ -26,6 +26,7 @@ from onnx.reference import ReferenceEvaluator
 import reppo as package
 from reppo import cli, envs, load_policy, loop, options
 from reppo.config import PRESETS, ConfigError
+from reppo.display import number
 from reppo.loop import Run
 from reppo.plot import read_rows
 
@@ -442,9 +443,29 @@ def test_eval_reports_fresh_episodes(reppo: Reppo, finished: Path) -> None:
     assert report["return_mean"] == pytest.approx(np.mean(report["returns"]))
     assert report["return_min"] <= report["return_mean"] <= report["return_max"]
     out = reppo("eval", finished / "policy.npz", "--episodes", 8).out
-    assert out.startswith(f"probe:TargetReach: return {report['return_mean']:.2f} ± {report['return_std']:.2f} (min ")
+    mean, std = (number(report[name], report["return_mean"]) for name in ("return_mean", "return_std"))
+    assert out.startswith(f"probe:TargetReach: return {mean} ± {std} (min ")
     assert out.endswith(" over 8 greedy episodes of 20 steps, seed 0\n"), "as long as the training's own evaluations"
     assert json.loads(reppo("eval", finished, "--episodes", 8, "--seed", 1, "--json").out)["returns"] != report["returns"]
+
+
+ELSEWHERE = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "POSIX"}
+
+
+def test_a_terminal_without_unicode(finished: Path, tmp_path: Path) -> None:
+    policy = shutil.copy(finished / "policy.npz", tmp_path / "läufer.npz")
+    environment = {**os.environ, **ELSEWHERE, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "reppo"]
+    done = subprocess.run([*command, "eval", policy, "--episodes", "8"], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b" +/- " in done.stdout
+    done = subprocess.run([*command, "export", policy], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"ufer.onnx, " in done.stdout
+    mistake = [*command, "train", "probe:Läufer", "--out", tmp_path / "new"]
+    done = subprocess.run(mistake, env=environment, capture_output=True, check=False)
+    assert done.returncode == cli.USER_ERROR
+    assert done.stderr.startswith(b"reppo: probe has no task ")
 
 
 def test_eval_of_several_seeds(reppo: Reppo, finished: Path) -> None:

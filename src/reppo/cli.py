@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import inspect
+import io
 import json
 import logging
 import os
@@ -35,7 +36,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 import reppo
 from reppo import algorithms, baselines, compiling, envs, export, faults, imports, loop, onnx_export, options
 from reppo.config import PRESETS, Config, ConfigError, nearest, preset
-from reppo.display import ACCENT, PlainDisplay, make_display, number, shown
+from reppo.display import ACCENT, PlainDisplay, glyphs_for, make_display, number, shown
 from reppo.envs import blame
 from reppo.envs.autoreset import check_returns
 from reppo.envs.blame import FAILURES
@@ -307,16 +308,16 @@ def evaluation_json(env: str, seed: int, results: dict[str, dict[str, np.ndarray
 
 
 def print_evaluation(env: str, seed: int, results: dict[str, dict[str, np.ndarray]]) -> None:
-    lines = []
+    console = make_console()
+    lines, plus_minus = [], glyphs_for(console).plus_minus
     for name, result in results.items():
         s = return_statistics(**result)
         mean = s["return_mean"]
         spread, low, high = (number(s[f"return_{key}"], mean) for key in ("std", "min", "max"))
         episodes = f"{len(result['returns'])} greedy episodes of {s['length_mean']:.0f} steps, seed {seed}"
         rates = [f"{s[key]:.0%} {words}" for key, words in SUCCESS.items() if key in s]
-        line = f"return {number(mean)} ± {spread} (min {low}, max {high}) over {episodes}"
+        line = f"return {number(mean)} {plus_minus} {spread} (min {low}, max {high}) over {episodes}"
         lines.append((name, mean, "; ".join([line, *rates])))
-    console = make_console()
     if len(lines) == 1:
         console.print(f"{env}: {lines[0][2]}", soft_wrap=True)
         return
@@ -796,6 +797,13 @@ def quieten() -> None:
             warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
 
 
+def spell_what_cannot_be_written() -> None:
+    """A character that a terminal's encoding lacks, as of a path, becomes a question mark rather than an exception."""
+    for file in (sys.stdout, sys.stderr):
+        if isinstance(file, io.TextIOWrapper) and not file.encoding.lower().startswith("utf"):
+            file.reconfigure(errors="replace")
+
+
 def use_compilation_cache() -> None:
     """Keep compiled programs in the user's cache folder, so that a second start is fast."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reppo" / "jax"
@@ -825,6 +833,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             quieten()
+            spell_what_cannot_be_written()
             run(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
         print("reppo: interrupted", file=sys.stderr)
