@@ -294,7 +294,14 @@ class SingleEnv(GymnasiumEnv):
             options |= {"height": height, "width": width} | ({} if camera is None else {"camera_name": camera})
         elif camera is not None:
             raise ConfigError(f"{self.name} has no cameras to choose from")
-        env = self._make(**options)
+        try:
+            env = self._make(**options)
+        except TypeError as error:
+            if "render_mode" not in str(error):
+                raise
+            raise ConfigError(
+                f"{self.made_from or self.name} cannot be drawn: what makes it must accept render_mode=None and pass it on"
+            ) from error
         if camera is not None:
             model = env.unwrapped.model  # pyright: ignore[reportAttributeAccessIssue]
             cameras = [model.camera(i).name for i in range(model.ncam)]
