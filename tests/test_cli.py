@@ -238,6 +238,12 @@ def test_version(reppo: Reppo) -> None:
         ),
         ("train probe:TargetReach --v-min 5 --v-max 5", "v_min must be below v_max, got [5.0, 5.0]"),
         ("train probe:TargetReach --actor-obs eyes", "this one is an array"),
+        (
+            "train --env probe:TargetReach",
+            "unknown option --env: it is an argument without a name, `reppo train ENV`",
+        ),
+        ("eval --run=nothing x", "unknown option --run: it is an argument without a name, `reppo eval RUN`"),
+        ("report .", "no results: it has no folder bench with runs, as `reppo bench` writes them"),
         ("train prob:TargetReach", "no suite 'prob'; did you mean probe?"),
         ("train probe:TargetReech", "probe has no task 'TargetReech'; did you mean TargetReach?"),
         ("train nothing.py:Mine", "no file nothing.py"),
@@ -391,6 +397,8 @@ def test_a_file_that_parses_arguments_gets_none_of_ours(reppo: Reppo, tmp_path: 
     ("name", "message"),
     [
         ("Mime", "defines no 'Mime'; did you mean Mine?"),
+        ("mine", "defines no 'mine'; did you mean Mine?"),
+        ("jnq", "defines no 'jnq'; there are Mine"),
         ("", "name the environment: "),
         ("Other", "neither a reppo.Env nor"),
     ],
@@ -408,6 +416,13 @@ def test_an_existing_run_is_never_overwritten(reppo: Reppo, finished: Path) -> N
     line = reppo.refuses("train", "probe:TargetReach", *TINY, "--out", finished)
     assert line == f"{finished} exists already and is never overwritten; choose another --out, or `reppo resume {finished}`"
     assert contents(finished) == before
+
+
+def test_only_a_run_is_advised_to_be_resumed(reppo: Reppo, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("precious")
+    for path in (tmp_path, tmp_path / "notes.txt"):
+        line = reppo.refuses("train", "probe:TargetReach", *TINY, "--out", path)
+        assert line == f"{path} exists already and is never overwritten; choose another --out"
 
 
 def test_a_directory_that_cannot_be_made(reppo: Reppo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -498,6 +513,9 @@ def test_export_writes_what_another_runtime_reads(reppo: Reppo, finished: Path, 
     np.testing.assert_allclose(np.asarray(action), policy(obs), atol=1e-5)
     assert "never overwritten" in reppo.refuses("export", finished, "--out", path)
     assert "no policy at nothing" in reppo.refuses("export", "nothing")
+    text = tmp_path / "policy.txt"
+    assert reppo.refuses("export", finished, "--out", text) == f"{text} names no format that this writes: .onnx"
+    assert not text.exists()
     assert "there is no directory" in reppo.refuses("export", finished, "--out", tmp_path / "nowhere" / "policy.onnx")
 
 
@@ -511,7 +529,8 @@ def test_export_of_several_seeds_has_a_file_for_each(reppo: Reppo, finished: Pat
 
 def test_video(reppo: Reppo, finished: Path, tmp_path: Path) -> None:
     refusal = reppo.refuses("video", finished)
-    assert "does not draw itself" in refusal  # a probe environment
+    # A probe environment.
+    assert "does not draw itself: give it a method render, see docs/environments.md#pictures" in refusal
     assert "names no format" in reppo.refuses("video", finished, "--out", tmp_path / "policy.avi")
     assert "no policy at nothing" in reppo.refuses("video", "nothing")
     assert "--seconds must be positive" in reppo.refuses("video", finished, "--seconds", 0)

@@ -366,6 +366,18 @@ def test_an_environment_from_a_file(own: Path, monkeypatch: pytest.MonkeyPatch) 
     assert jax_env("own.py:short").episode_length == 7
 
 
+def test_paths_with_colons_and_of_the_home_directory(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(own.parent))
+    assert envs.make("~/own.py:Mine").name == f"{own}:Mine"
+    folder = own.parent / "a:b.py:c"
+    folder.mkdir()
+    (folder / "own.py").write_text(own.read_text())
+    made = envs.make(f"{folder / 'own.py'}:Mine")
+    assert (type(made).__name__, made.name) == ("Mine", f"{folder / 'own.py'}:Mine")
+    with pytest.raises(ConfigError, match=r"name the environment: .*a:b\.py:c/own\.py:Mine"):
+        envs.make(f"{folder / 'own.py'}")
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [

@@ -225,6 +225,8 @@ def export_onnx(args: ExportArgs) -> None:
     files = policy_files(args.run, args.best)
     if args.out is not None and len(files) > 1:
         raise ConfigError(f"--out names one file, and {args.run} holds {len(files)} policies: name one of them")
+    if args.out is not None and args.out.suffix.lower() != ".onnx":
+        raise ConfigError(f"{args.out} names no format that this writes: .onnx")
     policies = [export.load_policy(path) for path in files]
     written = [args.out or path.with_suffix(".onnx") for path in files]
     for path in written:
@@ -555,6 +557,10 @@ class ReportArgs:
 def report(args: ReportArgs) -> None:
     from reppo.bench import report
 
+    folder = args.results
+    others = [folder / name for _, name, _ in report.OTHERS]
+    if folder.is_dir() and not any((folder / "bench").rglob("*.json")) and not any(path.is_file() for path in others):
+        raise ConfigError(f"{folder} holds no results: it has no folder bench with runs, as `reppo bench` writes them")
     written = report.write(args.results, args.out)
     print(f"{written[0]}\n{written[1]}")
 
@@ -734,8 +740,8 @@ def explained_errors(env: str, display: PlainDisplay | None = None) -> Iterator[
     except FAILURES as error:
         if isinstance(error, ConfigError) or os.environ.get("REPPO_TRACEBACK"):
             raise
-        source, colon, _ = env.partition(":")
-        of_suite = not colon or source in envs.SUITES
+        source, name = envs.split_name(env)
+        of_suite = not name or source in envs.SUITES
         place = blame.place(error, "" if of_suite else source.partition(".")[0])
         under_way = display is not None and bool(display.telemetry.metrics)
         stumbled = isinstance(error, TypeError | ValueError | LookupError | AttributeError | ArithmeticError)

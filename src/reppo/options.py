@@ -183,6 +183,7 @@ def parse(cls: type[T], argv: Sequence[str], command: str, default: T | None = N
         ConfigError: for arguments that are none, lack a value, or have one that cannot be.
     """
     refuse_switches_with_values(cls, argv)
+    refuse_names_of_positionals(cls, argv, command)
     registry = ConstructorRegistry()
     registry.primitive_rule(number_rule)
     registry.struct_rule(config_rule(shown))
@@ -229,6 +230,17 @@ def flags_of(cls: type) -> dict[str, Any]:
     named = {name: hint for name, hint in hints.items() if tyro.conf.Positional not in getattr(hint, "__metadata__", ())}
     config = typing.get_type_hints(Config) if "config" in hints else {}
     return {flag(name): hint for name, hint in {**named, **config}.items()}
+
+
+def refuse_names_of_positionals(cls: type, argv: Sequence[str], command: str) -> None:
+    """``--env`` where the environment is an argument by itself: tyro would miss a value, or find one too many."""
+    fields = typing.get_type_hints(cls)
+    positional = {flag(name) for name in fields if name != "config"} - flags_of(cls).keys()
+    for word in argv:
+        if (name := word.partition("=")[0]) in positional:
+            raise ConfigError(
+                f"unknown option {name}: it is an argument without a name, `reppo {command} {name[2:].upper()}`"
+            )
 
 
 def refuse_switches_with_values(cls: type, argv: Sequence[str]) -> None:
