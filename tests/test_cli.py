@@ -571,6 +571,24 @@ def test_errors_that_a_user_can_mend(reppo: Reppo, monkeypatch: pytest.MonkeyPat
     assert err.count("\n") == 1
 
 
+def test_what_takes_less_memory_is_the_commands_own(reppo: Reppo, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = reppo.refuses("check-env", "probe:TargetReach", "--num-envs", 10**9)
+    assert re.match(r"this check needs at least [\d,]+\.\d GiB of memory, and there are .*: try fewer --num-envs or", line)
+
+    def fail(*args: object, **options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "check", fail)
+    assert reppo.refuses("check-env", "probe:TargetReach") == "out of memory: try fewer --num-envs or --num-steps"
+
+
+def test_a_run_that_cannot_fit_makes_no_directory(reppo: Reppo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "memory", lambda: 1)
+    monkeypatch.setattr(loop.run_directory, "create", lambda path, description: pytest.fail("it is made"))
+    line = reppo.refuses("train", "probe:TargetReach", *TINY, "--out", tmp_path / "run")
+    assert "this run needs at least 0.0 GiB of memory" in line
+
+
 def test_errors_of_ours_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(args: object) -> None:
         raise RuntimeError("a mistake of ours")

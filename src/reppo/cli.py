@@ -34,7 +34,7 @@ from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional
 
 import reppo
-from reppo import algorithms, baselines, compiling, envs, export, faults, imports, loop, onnx_export, options
+from reppo import algorithms, baselines, compiling, envs, export, faults, imports, loop, onnx_export, options, provenance
 from reppo.config import PRESETS, Config, ConfigError, nearest, preset
 from reppo.display import ACCENT, PlainDisplay, glyphs_for, make_display, number, shown
 from reppo.envs import blame
@@ -438,6 +438,7 @@ def check_env(args: CheckEnvArgs) -> None:
     with explained_errors(args.env), compiling.full_precision():
         env = envs.make(args.env)
         check_returns(env)
+        check_memory(env.spec(), args.num_envs, args.num_steps)
         for finding in check(env, num_envs=args.num_envs, num_steps=args.num_steps, seed=args.seed):
             mark = {True: "ok", False: "FAIL", None: "note"}[finding.passed]
             print(f"{mark:4}  {finding.check:24}{finding.seen}", flush=True)
@@ -447,6 +448,17 @@ def check_env(args: CheckEnvArgs) -> None:
     print(f"{args.env}: {f'{failed} failed' if failed else 'all checks passed'}")
     if failed:
         raise SystemExit(CHECK_FAILED)
+
+
+def check_memory(spec: envs.EnvSpec, num_envs: int, num_steps: int) -> None:
+    """Refuse a check whose steps cannot be held, as it looks at all of them at once."""
+    rows = [*2 * jax.tree.leaves(spec.observation), spec.action, jax.ShapeDtypeStruct((), np.float32)]
+    needed, there = loop.size_of(rows) * num_envs * num_steps, provenance.memory()
+    if there is not None and needed > there:
+        raise ConfigError(
+            f"this check needs at least {needed / 2**30:,.1f} GiB of memory, and there are {there / 2**30:,.1f}: "
+            f"{SMALLER['check-env']}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -714,13 +726,26 @@ def print_overview() -> None:
 # ------------------------------------------------------------------------------------------- errors
 
 
-def explain(error: BaseException) -> str | None:
+#: What takes less memory, by command.
+SMALLER = {
+    "check-env": "try fewer --num-envs or --num-steps",
+    "eval": "try fewer --episodes",
+    "video": "try fewer --seconds",
+}
+
+
+def out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def explain(error: BaseException, command: str = "train") -> str | None:
     """What a user can do about an error that is not ours; None where it is nobody's fault but the program's."""
     text = str(error)
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+    if out_of_memory(error):
         size = re.search(r"allocat\w+ (\d+) bytes", text)
         asked = f" (it asked for {int(size[1]) / 2**30:,.1f} GiB more)" if size else ""
-        return f"out of memory{asked}: try fewer --num-envs, --num-steps or --seeds, or smaller networks"
+        advice = SMALLER.get(command, "try fewer --num-envs, --num-steps or --seeds, or smaller networks")
+        return f"out of memory{asked}: {advice}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
         return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
     if isinstance(error, subprocess.CalledProcessError) and "git" in error.cmd:
@@ -738,7 +763,7 @@ def explained_errors(env: str, display: PlainDisplay | None = None) -> Iterator[
     try:
         yield
     except FAILURES as error:
-        if isinstance(error, ConfigError) or os.environ.get("REPPO_TRACEBACK"):
+        if isinstance(error, ConfigError) or out_of_memory(error) or os.environ.get("REPPO_TRACEBACK"):
             raise
         source, name = envs.split_name(env)
         of_suite = not name or source in envs.SUITES
@@ -836,11 +861,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code, see `EXIT_CODES`."""
     global started
     started = process_start() if argv is None else time.perf_counter()
+    words = sys.argv[1:] if argv is None else argv
     try:
         with warnings.catch_warnings():
             quieten()
             spell_what_cannot_be_written()
-            run(sys.argv[1:] if argv is None else argv)
+            run(words)
     except KeyboardInterrupt:
         print("reppo: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -858,7 +884,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"reppo: {diverged}", file=sys.stderr)
         return DIVERGED
     except Exception as error:
-        line = str(error) if isinstance(error, ConfigError) else explain(error)
+        line = str(error) if isinstance(error, ConfigError) else explain(error, words[0])
         if line is None or os.environ.get("REPPO_TRACEBACK"):
             raise
         print(f"reppo: {' '.join(line.split())}", file=sys.stderr)

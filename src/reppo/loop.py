@@ -357,6 +357,7 @@ def train(
     run = Run(made, config, range(seed, seed + num_seeds), None)
     if out is None:
         return _drive(run, list(sinks), clock, interrupt)
+    run.check_memory()  # before there is a directory
     run.directory = run_directory.create(Path(out), run.description)
     with run_directory.locked(run.directory), run_directory.dropped_unless_begun(run.directory):
         return _drive(run, list(sinks), clock, interrupt)

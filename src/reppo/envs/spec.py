@@ -137,7 +137,7 @@ def check_claims(
 
 def _is_count(value: Any) -> bool:
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return whole and 0 < value <= LARGEST_COUNT
+    return whole and 0 < int(value) <= LARGEST_COUNT
 
 
 def _numbers(value: Any) -> np.ndarray | None:
