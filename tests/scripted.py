@@ -91,6 +91,8 @@ class Scripted(gymnasium.Env):
         how = self.breaks.get((self.script.episode, self.script.step_count))
         if how == "raises":
             raise ZeroDivisionError("the motor fell off")
+        if how == "exits":
+            raise SystemExit(0)
         if how == "dies":
             os._exit(1)
         changed: dict[Any, Any] = {

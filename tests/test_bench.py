@@ -193,6 +193,12 @@ def test_mistakes_are_one_line(words: list[str], complaint: str, tmp_path: Path,
     assert complaint in capsys.readouterr().err
 
 
+def test_what_pip_alone_does_not_install_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner.envs, "missing", lambda suite: True)
+    assert runner.unavailable("isaaclab:Task") == "isaaclab:Task needs isaaclab: see docs/environments.md"
+    assert runner.unavailable("brax:ant") == "brax:ant needs brax: pip install 'reppo[brax]'"
+
+
 def test_a_dry_run_shows_the_commands_and_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["bench", "smoke", "--tasks", "TargetReach", "--results", str(tmp_path), "--work", str(tmp_path / "work")]
     assert cli.main([*words, "--dry-run"]) == 0

@@ -26,6 +26,7 @@ from onnx.reference import ReferenceEvaluator
 import reppo as package
 from reppo import cli, envs, load_policy, loop, options
 from reppo.config import PRESETS, ConfigError
+from reppo.display import number
 from reppo.loop import Run
 from reppo.plot import read_rows
 
@@ -123,6 +124,7 @@ def iterations(directory: Path) -> list[float]:
         (["--total-steps", "2e6"], {"total_steps": 2_000_000}),
         (["--total-steps", "400_000"], {"total_steps": 400_000}),
         (["--total-steps=400,000"], {"total_steps": 400_000}),
+        (["--total-steps=2,400,000", "--v-min", "-1,000.5"], {"total_steps": 2_400_000, "v_min": -1000.5}),
         (["--num_envs", "64"], {"num_envs": 64}),
         (["--v-min", "-4", "--v-max", "-.5"], {"v_min": -4.0, "v_max": -0.5}),
         (["--v-max", "-1e3", "--v-min=-2e3"], {"v_max": -1000.0, "v_min": -2000.0}),
@@ -141,6 +143,24 @@ def test_options_become_the_configuration(words: list[str], expected: dict[str, 
     assert {name: config[name] for name in expected} == expected
     untouched = dataclasses.asdict(PRESETS["cpu"])
     assert config == untouched | expected
+
+
+@pytest.mark.parametrize(
+    ("word", "hint", "value"),
+    [
+        ("1,000", int, 1000),
+        ("4e5", int | None, 400_000),
+        ("NONE", float | None, None),
+        ("1,000,000.5", float, 1_000_000.5),
+        ("True", bool, True),
+        ("16,32", tuple[int, ...], (16, 32)),
+        ("state,command", tuple[str, ...], ("state", "command")),
+        ("1,2", str, "1,2"),
+    ],
+)
+def test_values_are_read_by_their_type(word: str, hint: Any, value: Any) -> None:
+    assert options.read_value(word, hint) == value
+    assert type(options.read_value(word, hint)) is type(value)
 
 
 def test_what_is_not_an_option_of_the_configuration() -> None:
@@ -196,6 +216,12 @@ def test_version(reppo: Reppo) -> None:
         ("train --num-envs many", "--num-envs must be a whole number, got 'many'"),
         ("train --num-envs 1.5", "--num-envs must be a whole number, got '1.5'"),
         ("train --num-envs 1e400", "--num-envs must be a whole number, got '1e400'"),
+        ("train --seeds 1,2,3", "--seeds must be a whole number, got '1,2,3': how many; --seed is the first"),
+        ("train --seeds 1,2", "--seeds must be a whole number, got '1,2': how many; --seed is the first"),
+        ("train --total-steps 1,5e3", "--total-steps must be a whole number, got '1,5e3'"),
+        ("train --total-steps 4,000,00", "--total-steps must be a whole number, got '4,000,00'"),
+        ("train --v-min 1,5", "--v-min must be a finite number or None, got '1,5'"),
+        ("bench --seeds 1,2", "--seeds must be a whole number or None, got '1,2'"),
         ("train --gamma nan", "--gamma must be a finite number, got 'nan'"),
         ("train --v-min low", "--v-min must be a finite number or None, got 'low'"),
         ("train --norm batch", "invalid choice 'batch' for argument '--norm'. Expected one of ('rms', 'layer', 'none')."),
@@ -212,6 +238,12 @@ def test_version(reppo: Reppo) -> None:
         ),
         ("train probe:TargetReach --v-min 5 --v-max 5", "v_min must be below v_max, got [5.0, 5.0]"),
         ("train probe:TargetReach --actor-obs eyes", "this one is an array"),
+        (
+            "train --env probe:TargetReach",
+            "unknown option --env: it is an argument without a name, `reppo train ENV`",
+        ),
+        ("eval --run=nothing x", "unknown option --run: it is an argument without a name, `reppo eval RUN`"),
+        ("report .", "no results: it has no folder bench with runs, as `reppo bench` writes them"),
         ("train prob:TargetReach", "no suite 'prob'; did you mean probe?"),
         ("train probe:TargetReech", "probe has no task 'TargetReech'; did you mean TargetReach?"),
         ("train nothing.py:Mine", "no file nothing.py"),
@@ -274,6 +306,10 @@ MISTAKES_AT_THE_DOOR = {
     "matrix": ("return jnp.zeros(2)", "return jnp.zeros((2, 3))", "is float32[2, 3]; it must be a float vector"),
     "integers": ("return jnp.zeros(2)", "return jnp.zeros(2, int)", "is int32[2]; it must be a float vector"),
     "nested": ("return jnp.zeros(2)", "return {'a': {'b': jnp.zeros(2)}}", "use arrays, or one flat dict of arrays"),
+    "no first state": ("return jnp.zeros(2), self", "return self", "Mine: reset must return (state, observation), got one"),
+    "three at reset": ("return jnp.zeros(2), self", "return 1.0, 2.0, self", "(state, observation), got 3 values"),
+    "exit at import": ("import reppo", "import reppo\nraise SystemExit(0)", "could not be imported: SystemExit: 0 ("),
+    "exit in reset": ("return jnp.zeros(2), self", "quit()", "mine.py:8, in reset: SystemExit"),
     "value range": ("(0.0, 1.0)", "None", "does not say what its returns are like: set --v-min and --v-max"),
 }
 MISTAKES_BEFORE_THE_FIRST_STEP = {
@@ -282,8 +318,24 @@ MISTAKES_BEFORE_THE_FIRST_STEP = {
         "raise KeyError('torque')\n        return state, reppo",
         ", in step: KeyError: 'torque'",
     ),
+    "exit": (
+        "return state, reppo",
+        "raise SystemExit('no\\nmotor')\n        return state, reppo",
+        ", in step: SystemExit: no",
+    ),
     "nan": ("return jnp.zeros(2)", "return jnp.array([0.0, jnp.nan])", "obs[1] of environment 0 is nan right after reset"),
-    "no state": ("return state, reppo", "return reppo", "mine.py:Mine: ValueError: too many values to unpack"),
+    "no state": ("return state, reppo", "return reppo", "Mine: step must return (state, reppo.Transition), got 3 values"),
+    "reward": (
+        "return state, reppo",
+        "return state, 0.0, reppo",
+        "step must return (state, reppo.Transition), got 3 values",
+    ),
+    "no transition": (
+        "return state, reppo.Transition(self.observe(), jnp.float32(0.0), jnp.array(False))",
+        "return state, jnp.zeros(3)",
+        "(state, reppo.Transition(obs, reward, terminated)), got one value in place of the transition",
+    ),
+    "nothing": ("return state, reppo", "return None and reppo", "step must return (state, reppo.Transition), got nothing"),
 }
 
 
@@ -299,16 +351,54 @@ def test_a_mistake_in_the_users_file(reppo: Reppo, tmp_path: Path, old: str, new
     ("old", "new", "message"), MISTAKES_BEFORE_THE_FIRST_STEP.values(), ids=MISTAKES_BEFORE_THE_FIRST_STEP
 )
 def test_a_mistake_that_shows_when_the_run_begins(reppo: Reppo, tmp_path: Path, old: str, new: str, message: str) -> None:
-    line = reppo.refuses("train", user_env(tmp_path, (old, new)), *TINY, "--out", tmp_path / "run", begun=True)
+    env = user_env(tmp_path, (old, new))
+    line = reppo.refuses("train", env, *TINY, "--out", tmp_path / "run", begun=True)
     assert message in line
     assert "mine.py" in line
+    if "must return" in message:
+        assert message in reppo.refuses("check-env", env)
     assert not (tmp_path / "run").exists(), "the corrected file can be trained with the same command"
+
+
+@pytest.mark.parametrize(
+    "error", ["KeyError('torque')", "RuntimeError('torque')", "OSError('torque')", "SystemExit('torque')"]
+)
+@pytest.mark.parametrize("command", ["train", "check-env"])
+@pytest.mark.parametrize("ending", ["", ".py"], ids=["module", "file"])
+def test_a_mistake_in_a_neighbour_of_the_users_file(
+    reppo: Reppo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, command: str, error: str
+) -> None:
+    # Modules are imported once in a process: each case has its own.
+    base, own = (f"{word}_{abs(hash((command, ending, error)))}" for word in ("base", "own"))
+    user_env(tmp_path, ("return state, reppo", f"raise {error}\n        return state, reppo"))
+    (tmp_path / "mine.py").rename(tmp_path / f"{base}.py")
+    (tmp_path / f"{own}.py").write_text(f"import {base}\n\nclass Own({base}.Mine):\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    options, begun = (TINY, True) if command == "train" else ((), False)
+    line = reppo.refuses(command, f"{own}{ending}:Own", *options, begun=begun)
+    assert line.startswith(f"{base}.py:11, in step: {error.partition('(')[0]}: ")
+    assert "torque" in line
+
+
+@pytest.mark.parametrize("needs", [False, True])
+def test_a_file_that_parses_arguments_gets_none_of_ours(reppo: Reppo, tmp_path: Path, needs: bool) -> None:
+    parse = f"p = argparse.ArgumentParser()\np.add_argument('--motor', required={needs})\np.parse_args()"
+    env = user_env(tmp_path, ("import reppo", f"import argparse, reppo\n{parse}"))
+    code, _, err = reppo("train", env, *TINY, "--out", tmp_path / "run")
+    assert code == cli.USER_ERROR * needs, err
+    if needs:
+        *usage, line = err.splitlines()
+        assert usage[0].startswith("usage: mine.py"), "not ours"
+        assert "mine.py could not be imported: SystemExit: 2 (" in line
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("Mime", "defines no 'Mime'; did you mean Mine?"),
+        ("mine", "defines no 'mine'; did you mean Mine?"),
+        ("jnq", "defines no 'jnq'; there are Mine"),
         ("", "name the environment: "),
         ("Other", "neither a reppo.Env nor"),
     ],
@@ -326,6 +416,13 @@ def test_an_existing_run_is_never_overwritten(reppo: Reppo, finished: Path) -> N
     line = reppo.refuses("train", "probe:TargetReach", *TINY, "--out", finished)
     assert line == f"{finished} exists already and is never overwritten; choose another --out, or `reppo resume {finished}`"
     assert contents(finished) == before
+
+
+def test_only_a_run_is_advised_to_be_resumed(reppo: Reppo, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("precious")
+    for path in (tmp_path, tmp_path / "notes.txt"):
+        line = reppo.refuses("train", "probe:TargetReach", *TINY, "--out", path)
+        assert line == f"{path} exists already and is never overwritten; choose another --out"
 
 
 def test_a_directory_that_cannot_be_made(reppo: Reppo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,9 +458,29 @@ def test_eval_reports_fresh_episodes(reppo: Reppo, finished: Path) -> None:
     assert report["return_mean"] == pytest.approx(np.mean(report["returns"]))
     assert report["return_min"] <= report["return_mean"] <= report["return_max"]
     out = reppo("eval", finished / "policy.npz", "--episodes", 8).out
-    assert out.startswith(f"probe:TargetReach: return {report['return_mean']:.2f} ± {report['return_std']:.2f} (min ")
+    mean, std = (number(report[name], report["return_mean"]) for name in ("return_mean", "return_std"))
+    assert out.startswith(f"probe:TargetReach: return {mean} ± {std} (min ")
     assert out.endswith(" over 8 greedy episodes of 20 steps, seed 0\n"), "as long as the training's own evaluations"
     assert json.loads(reppo("eval", finished, "--episodes", 8, "--seed", 1, "--json").out)["returns"] != report["returns"]
+
+
+ELSEWHERE = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "POSIX"}
+
+
+def test_a_terminal_without_unicode(finished: Path, tmp_path: Path) -> None:
+    policy = shutil.copy(finished / "policy.npz", tmp_path / "läufer.npz")
+    environment = {**os.environ, **ELSEWHERE, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "reppo"]
+    done = subprocess.run([*command, "eval", policy, "--episodes", "8"], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b" +/- " in done.stdout
+    done = subprocess.run([*command, "export", policy], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"ufer.onnx, " in done.stdout
+    mistake = [*command, "train", "probe:Läufer", "--out", tmp_path / "new"]
+    done = subprocess.run(mistake, env=environment, capture_output=True, check=False)
+    assert done.returncode == cli.USER_ERROR
+    assert done.stderr.startswith(b"reppo: probe has no task ")
 
 
 def test_eval_of_several_seeds(reppo: Reppo, finished: Path) -> None:
@@ -396,6 +513,9 @@ def test_export_writes_what_another_runtime_reads(reppo: Reppo, finished: Path, 
     np.testing.assert_allclose(np.asarray(action), policy(obs), atol=1e-5)
     assert "never overwritten" in reppo.refuses("export", finished, "--out", path)
     assert "no policy at nothing" in reppo.refuses("export", "nothing")
+    text = tmp_path / "policy.txt"
+    assert reppo.refuses("export", finished, "--out", text) == f"{text} names no format that this writes: .onnx"
+    assert not text.exists()
     assert "there is no directory" in reppo.refuses("export", finished, "--out", tmp_path / "nowhere" / "policy.onnx")
 
 
@@ -409,7 +529,8 @@ def test_export_of_several_seeds_has_a_file_for_each(reppo: Reppo, finished: Pat
 
 def test_video(reppo: Reppo, finished: Path, tmp_path: Path) -> None:
     refusal = reppo.refuses("video", finished)
-    assert "does not draw itself" in refusal  # a probe environment
+    # A probe environment.
+    assert "does not draw itself: give it a method render, see docs/environments.md#pictures" in refusal
     assert "names no format" in reppo.refuses("video", finished, "--out", tmp_path / "policy.avi")
     assert "no policy at nothing" in reppo.refuses("video", "nothing")
     assert "--seconds must be positive" in reppo.refuses("video", finished, "--seconds", 0)
@@ -448,6 +569,24 @@ def test_errors_that_a_user_can_mend(reppo: Reppo, monkeypatch: pytest.MonkeyPat
     assert (code, out) == (cli.INTERRUPTED if isinstance(error, KeyboardInterrupt) else cli.USER_ERROR, "")
     assert line in err
     assert err.count("\n") == 1
+
+
+def test_what_takes_less_memory_is_the_commands_own(reppo: Reppo, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = reppo.refuses("check-env", "probe:TargetReach", "--num-envs", 10**9)
+    assert re.match(r"this check needs at least [\d,]+\.\d GiB of memory, and there are .*: try fewer --num-envs or", line)
+
+    def fail(*args: object, **options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "check", fail)
+    assert reppo.refuses("check-env", "probe:TargetReach") == "out of memory: try fewer --num-envs or --num-steps"
+
+
+def test_a_run_that_cannot_fit_makes_no_directory(reppo: Reppo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "memory", lambda: 1)
+    monkeypatch.setattr(loop.run_directory, "create", lambda path, description: pytest.fail("it is made"))
+    line = reppo.refuses("train", "probe:TargetReach", *TINY, "--out", tmp_path / "run")
+    assert "this run needs at least 0.0 GiB of memory" in line
 
 
 def test_errors_of_ours_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

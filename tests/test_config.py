@@ -7,6 +7,7 @@ import json
 import re
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,8 +107,11 @@ def test_a_run_has_as_many_iterations_as_reach_its_steps() -> None:
         ({"v_max": float("inf")}, "v_max cannot be inf"),
         ({"learning_rate": "fast"}, "learning_rate cannot be 'fast'"),
         ({"learning_rate": 10**400}, "learning_rate cannot be 1000"),
-        ({"num_envs": 8.0}, "num_envs cannot be 8.0"),
-        ({"num_envs": True}, "num_envs cannot be True"),
+        ({"num_envs": 8.5}, "num_envs must be a whole number, got 8.5"),
+        ({"num_envs": "8"}, "num_envs must be a whole number, got '8'"),
+        ({"num_envs": None}, "num_envs must be a whole number, got None"),
+        ({"num_envs": True}, "num_envs must be a whole number, got True"),
+        ({"episode_length": float("inf")}, "episode_length must be a whole number or None, got inf"),
         ({"hl_gauss": 1}, "hl_gauss cannot be 1"),
         ({"kl_mode": "gat"}, "kl_mode cannot be 'gat'; it is one of gate, penalty, none"),
         ({"actor_obs": "state"}, "actor_obs cannot be 'state'"),
@@ -138,6 +142,39 @@ def test_values_that_cannot_be_trained_with(changes: dict[str, Any], says: str) 
         dataclasses.replace(Config(), **changes).validate()
     assert says in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_numbers_of_numpy_and_whole_floats_are_taken() -> None:
+    values = {"num_envs": np.int64(8), "num_steps": 8.0, "total_steps": 1e3, "gamma": np.float32(0.5), "v_max": np.int32(3)}
+    others = {"num_minibatches": np.float64(2), "episode_length": 20.0, "keep_best": np.bool_(False)}
+    config = Config(**values, **others)  # pyright: ignore[reportArgumentType]
+    config.validate()
+    assert config == Config(
+        num_envs=8, num_steps=8, total_steps=1000, gamma=0.5, v_max=3, num_minibatches=2, episode_length=20, keep_best=False
+    )
+    whole = [getattr(config, name) for name in ("num_envs", "num_steps", "total_steps", "num_minibatches", "episode_length")]
+    assert {type(value) for value in whole} == {int}
+    assert Config.from_json(json.loads(json.dumps(dataclasses.asdict(config))), "here") == config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"config": "cpu"}, "config must be a reppo.Config, such as reppo.preset('cpu'), got 'cpu'"),
+        ({"config": "paper-small"}, "config must be a reppo.Config, such as reppo.preset('paper-small'), got 'paper-small'"),
+        ({"config": {"num_envs": 8}}, "config must be a reppo.Config, such as reppo.preset('cpu'), got {'num_envs': 8}"),
+        ({"config": Config}, "config must be a reppo.Config, such as reppo.preset('cpu'), got <class"),
+        ({"num_seeds": "3"}, "num_seeds must be a whole number, got '3'"),
+        ({"num_seeds": [1, 2]}, "num_seeds must be a whole number, got [1, 2]"),
+        ({"num_seeds": 1.5}, "num_seeds must be a whole number, got 1.5"),
+        ({"seed": None}, "seed must be a whole number, got None"),
+        ({"seed": True}, "seed must be a whole number, got True"),
+    ],
+)
+def test_arguments_of_train_that_cannot_be(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        reppo.train("probe:TargetReach", **arguments)
+    assert str(refusal.value).startswith(says)
 
 
 def values_of(hint: Any) -> st.SearchStrategy[Any]:

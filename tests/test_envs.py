@@ -366,6 +366,18 @@ def test_an_environment_from_a_file(own: Path, monkeypatch: pytest.MonkeyPatch) 
     assert jax_env("own.py:short").episode_length == 7
 
 
+def test_paths_with_colons_and_of_the_home_directory(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(own.parent))
+    assert envs.make("~/own.py:Mine").name == f"{own}:Mine"
+    folder = own.parent / "a:b.py:c"
+    folder.mkdir()
+    (folder / "own.py").write_text(own.read_text())
+    made = envs.make(f"{folder / 'own.py'}:Mine")
+    assert (type(made).__name__, made.name) == ("Mine", f"{folder / 'own.py'}:Mine")
+    with pytest.raises(ConfigError, match=r"name the environment: .*a:b\.py:c/own\.py:Mine"):
+        envs.make(f"{folder / 'own.py'}")
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
@@ -462,6 +474,57 @@ def returning(name: str, state: Any = None, **changes: Any) -> Env:
         return (after if state is None else {**after, **state}), transition._replace(**changes)
 
     return type(name, (Sound,), {"step": step})()
+
+
+@pytest.mark.parametrize(
+    ("attributes", "says"),
+    [
+        ({"action_size": 1.0}, "action_size must be a positive whole number, got 1.0"),
+        ({"action_size": 0}, "action_size must be a positive whole number, got 0"),
+        ({"action_size": -1}, "action_size must be a positive whole number, got -1"),
+        ({"action_size": "1"}, "action_size must be a positive whole number, got '1'"),
+        ({"action_size": (1,)}, "action_size must be a positive whole number, got (1,)"),
+        ({"action_size": True}, "action_size must be a positive whole number, got True"),
+        ({"action_size": None}, "action_size must be a positive whole number, got None"),
+        ({"action_size": 2.0, "discrete": True}, "action_size must be a positive whole number, got 2.0"),
+        ({"action_low": np.zeros(3)}, "action_low must be a number, or 1 of them, as action_size says, got array("),
+        ({"action_high": "high"}, "action_high must be a number, or 1 of them, as action_size says, got 'high'"),
+        ({"action_high": [[1.0], [2.0, 3.0]]}, "action_high must be a number, or 1 of them, as action_size says, got [["),
+        ({"action_low": np.nan}, "action_low must be a number, or 1 of them, as action_size says, got nan"),
+        ({"action_low": 1.0}, "action 0 is bounded by [1, 1]; each action_low must be below its action_high"),
+        ({"action_low": np.inf, "action_high": np.inf}, "action 0 is bounded by [inf, inf]; each action_low must be below"),
+        ({"episode_length": 0}, "episode_length must be a positive whole number of at most 2,147,483,647, got 0"),
+        ({"episode_length": -5}, "episode_length must be a positive whole number of at most 2,147,483,647, got -5"),
+        ({"episode_length": 20.5}, "episode_length must be a positive whole number of at most 2,147,483,647, got 20.5"),
+        ({"episode_length": "20"}, "episode_length must be a positive whole number of at most 2,147,483,647, got '20'"),
+        ({"episode_length": 10**12}, "episode_length must be a positive whole number of at most 2,147,483,647, got 10"),
+        ({"value_range": (1.0, 1.0)}, "value_range must be two finite numbers, the smaller first, or None, got (1.0, 1.0)"),
+        (
+            {"value_range": (0.0, np.inf)},
+            "value_range must be two finite numbers, the smaller first, or None, got (0.0, inf)",
+        ),
+        ({"value_range": 5}, "value_range must be two finite numbers, the smaller first, or None, got 5"),
+        ({"value_range": (0, 1, 2)}, "value_range must be two finite numbers, the smaller first, or None, got (0, 1, 2)"),
+        ({"value_range": "wide"}, "value_range must be two finite numbers, the smaller first, or None, got 'wide'"),
+        ({"max_return": "much"}, "max_return must be a finite number, or None, got 'much'"),
+        ({"max_return": np.nan}, "max_return must be a finite number, or None, got nan"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_attributes_that_no_environment_has_are_named(attributes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        type("Odd", (Sound,), attributes)().spec()
+    assert str(refusal.value).startswith(f"Odd: {says}")
+    assert "\n" not in str(refusal.value)
+
+
+def test_numbers_of_numpy_are_as_good_as_pythons() -> None:
+    numbers: dict[str, Any] = {"action_size": np.int64(2), "episode_length": np.int32(7), "max_return": np.float32(3)}
+    bounds: dict[str, Any] = {"action_low": [-1, -2], "action_high": jnp.ones(1), "value_range": np.array([0, 1])}
+    spec = type("Numbers", (Sound,), numbers | bounds)().spec()
+    assert (spec.action_size, spec.episode_length, spec.max_return, spec.value_range) == (2, 7, 3.0, (0.0, 1.0))
+    assert {type(spec.action_size), type(spec.episode_length)} == {int}, "JSON knows no others"
+    assert (spec.action_low.tolist(), spec.action_high.tolist()) == ([-1, -2], [1, 1])
 
 
 @functools.cache

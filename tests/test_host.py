@@ -404,6 +404,8 @@ def test_an_environment_that_cannot_be_reset_is_left_out_until_it_recovers(monke
     [
         ("loop", "raises", "ZeroDivisionError: the motor fell off"),
         ("NEXT_STEP", "raises", "ZeroDivisionError: the motor fell off"),
+        ("loop", "exits", "SystemExit: 0"),
+        ("NEXT_STEP", "exits", "SystemExit: 0"),
         # Gymnasium's own vector environments cast such observations, or refuse them with words of their own.
         ("loop", "short", r"observation has shape \[3\], not \[4\]"),
         ("loop", "text", "observation is <U32 now"),
@@ -444,6 +446,58 @@ def test_a_reward_or_flag_that_is_no_number_is_named(which: int, change: Any, me
     with pytest.raises(SimulatorError) as error:
         roll_out(start(envs.make(Odd), num_envs=num_envs))  # pyright: ignore[reportArgumentType]
     assert str(error.value).endswith(f"Odd: environment {num_envs - 1} at step 3: {message}")
+
+
+class OldGym(Scripted):
+    def step(self, action: Array) -> Any:
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward, terminated or truncated, info
+
+
+class NoStep(Scripted):
+    def step(self, action: Array) -> Any:
+        return None
+
+
+class NoInfo(Scripted):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return super().reset(seed=seed)[0]
+
+
+class MoreInfo(Scripted):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return *super().reset(seed=seed), {}
+
+
+class NoSeed(Scripted):
+    def reset(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().reset(seed=0)
+
+
+@pytest.mark.parametrize("how", ["alone", "wrapped", "vector"])
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (OldGym, "step must return (obs, reward, terminated, truncated, info), got 4 values: the API of the old gym"),
+        (NoStep, "step must return (obs, reward, terminated, truncated, info), got nothing"),
+        (NoInfo, "reset must return (obs, info), got one value"),
+        (MoreInfo, "reset must return (obs, info), got 3 values"),
+        (NoSeed, "reset must take seed and options, as in reset(self, *, seed=None, options=None)"),
+    ],
+)
+def test_what_reset_and_step_return_and_take(cls: type[Scripted], message: str, how: str) -> None:
+    if how != "alone" and cls not in (OldGym, MoreInfo, NoSeed):
+        return  # Gymnasium's own code takes four numbers for (obs, info) and more, or cannot say what it got
+    makers: dict[str, Any] = {
+        "alone": cls,
+        "wrapped": lambda: gymnasium.wrappers.TimeLimit(cls(), 9),
+        "vector": lambda: SyncVectorEnv([cls] * N, autoreset_mode=AutoresetMode.NEXT_STEP),
+    }
+    with pytest.raises(SimulatorError) as error:
+        roll_out(start(envs.make(makers[how])))  # pyright: ignore[reportArgumentType]
+    place = "at step 1" if "step must" in message else "at its reset"
+    said = str(error.value).replace("got more", "got 3 values")  # older versions of Python do not count
+    assert said.endswith(f"environment 0 {place}: {message}")
 
 
 WRONG_COLUMNS = {
@@ -562,6 +616,15 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Resumed:
     listener = Listener()
     run = reppo.resume(directory, env=Scripted, sinks=[listener])
     return Resumed(str(error.value), listener.notes, run)
+
+
+def test_an_environment_that_exits_ends_its_run_as_any_exception_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scripted, "breaks", {(5, 1): "exits"})
+    config = dataclasses.replace(CONFIG, total_steps=1000 * CONFIG.batch_size, num_evals=1)
+    with pytest.raises(SimulatorError, match=r"step \d+: SystemExit: 0 \(.*scripted.py:\d+, in step\)"):
+        reppo.train(Scripted, config, out=tmp_path / "run")
 
 
 def test_a_run_that_an_environment_ends_can_be_resumed(resumed: Resumed) -> None:
@@ -855,6 +918,14 @@ def test_unbounded_actions_need_a_choice() -> None:
         resolve(envs.make(Scripted).spec(), dataclasses.replace(CONFIG, action_low=-3.0, action_high=5.0))
     with pytest.raises(ConfigError, match="belong together"):
         dataclasses.replace(CONFIG, action_low=-3.0).validate()
+
+
+def test_bounds_without_anything_between_them_are_refused() -> None:
+    class Stuck(Scripted):
+        action_space = spaces.Box(0.0, 0.0, (1,))
+
+    with pytest.raises(ConfigError, match=r"Stuck: action 0 is bounded by \[0, 0\]; each action_low must be below"):
+        reppo.train(Stuck, CONFIG)
 
 
 def test_actions_of_any_shape_reach_the_simulator_within_its_bounds() -> None:

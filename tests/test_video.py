@@ -257,6 +257,11 @@ class Drawn(gymnasium.Env):
         return grey(self.steps)
 
 
+class Plain(Drawn):
+    def __init__(self) -> None:
+        super().__init__()
+
+
 class DrawnBreaks(Drawn):
     def step(self, action: np.ndarray) -> Any:
         obs, reward, terminated, truncated, info = super().step(action)
@@ -279,6 +284,25 @@ def test_a_broken_episode_of_gymnasium_ends_there() -> None:
     env = envs.make("gymnasium:ReppoDrawnBreaks-v0")
     episode = record(make_policy(50.0, 2.0), env, seed=0, seconds=99.0)
     assert (levels(episode), episode.length, episode.over, episode.broken) == ([0, 2], 4, False, True)
+
+
+@pytest.mark.parametrize("make", [Plain, lambda: Drawn()])
+def test_a_factory_that_takes_no_render_mode(make: Any) -> None:
+    message = "cannot be drawn: what makes it must accept render_mode=None and pass it on"
+    with pytest.raises(ConfigError, match=message):
+        record(make_policy(0.0, 2.0), envs.make(make), seed=0, seconds=1.0)
+
+
+class Undrawable(Counter):
+    render = reppo.Env.render  # pyright: ignore[reportAssignmentType]
+
+    def reset(self, key: jax.Array) -> Any:
+        raise AssertionError("it is refused before that")
+
+
+def test_an_environment_without_render_is_told_of_it_first() -> None:
+    with pytest.raises(ConfigError, match=r"Undrawable does not draw itself: give it a method render, see docs/env"):
+        record(make_policy(0.0), Undrawable(), seed=0, seconds=1.0)
 
 
 def test_a_camera_where_there_is_none() -> None:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import inspect
+import io
 import json
 import logging
 import os
@@ -33,9 +34,12 @@ from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional
 
 import reppo
-from reppo import algorithms, baselines, compiling, envs, export, faults, imports, loop, onnx_export, options
+from reppo import algorithms, baselines, compiling, envs, export, faults, imports, loop, onnx_export, options, provenance
 from reppo.config import PRESETS, Config, ConfigError, nearest, preset
-from reppo.display import ACCENT, PlainDisplay, make_display, number, shown
+from reppo.display import ACCENT, PlainDisplay, glyphs_for, make_display, number, shown
+from reppo.envs import blame
+from reppo.envs.autoreset import check_returns
+from reppo.envs.blame import FAILURES
 from reppo.envs.check import check
 from reppo.evaluate import evaluate_policy
 from reppo.files import drop_truncated
@@ -221,6 +225,8 @@ def export_onnx(args: ExportArgs) -> None:
     files = policy_files(args.run, args.best)
     if args.out is not None and len(files) > 1:
         raise ConfigError(f"--out names one file, and {args.run} holds {len(files)} policies: name one of them")
+    if args.out is not None and args.out.suffix.lower() != ".onnx":
+        raise ConfigError(f"{args.out} names no format that this writes: .onnx")
     policies = [export.load_policy(path) for path in files]
     written = [args.out or path.with_suffix(".onnx") for path in files]
     for path in written:
@@ -308,7 +314,8 @@ def evaluation_json(env: str, seed: int, results: dict[str, dict[str, np.ndarray
 
 
 def print_evaluation(env: str, seed: int, results: dict[str, dict[str, np.ndarray]]) -> None:
-    lines = []
+    console = make_console()
+    lines, plus_minus = [], glyphs_for(console).plus_minus
     for name, result in results.items():
         s = return_statistics(**result)
         mean = s["return_mean"]
@@ -319,11 +326,10 @@ def print_evaluation(env: str, seed: int, results: dict[str, dict[str, np.ndarra
             steps = f"{lengths.min()} to {lengths.max()} steps, {lengths.mean():.0f} in the mean"
         episodes = f"{len(lengths)} greedy episodes of {steps}, seed {seed}"
         rates = [f"{s[key]:.0%} {words}" for key, words in SUCCESS.items() if key in s]
-        line = f"return {number(mean)} ± {spread} (min {low}, max {high}) over {episodes}"
         if "broken" in result:
             rates.append(f"{result['broken'].sum()} ended early, in numbers that are not finite")
+        line = f"return {number(mean)} {plus_minus} {spread} (min {low}, max {high}) over {episodes}"
         lines.append((name, mean, "; ".join([line, *rates])))
-    console = make_console()
     if len(lines) == 1:
         console.print(f"{env}: {lines[0][2]}", soft_wrap=True)
         return
@@ -393,7 +399,7 @@ def described_suite(suite: envs.Suite) -> dict[str, Any]:
     try:
         return {**entry, "tasks": suite.adapter().names()}
     except Exception as error:  # somebody else's package, in whatever state
-        return {**entry, "problem": f"installed, but it cannot be imported ({one_line(error)}): {install}"}
+        return {**entry, "problem": f"installed, but it cannot be imported ({blame.one_line(error)}): {install}"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -409,7 +415,7 @@ class ReproArgs:
 
 
 def repro(args: ReproArgs) -> None:
-    with working("compiling"):
+    with explained_errors(str(args.file)), working("compiling"):
         outcome = faults.replay(args.file)
     print(outcome)
 
@@ -441,6 +447,8 @@ def check_env(args: CheckEnvArgs) -> None:
     failed = 0
     with explained_errors(args.env), compiling.full_precision():
         env = envs.make(args.env)
+        check_returns(env)
+        check_memory(env.spec(), args.num_envs, args.num_steps)
         for finding in check(env, num_envs=args.num_envs, num_steps=args.num_steps, seed=args.seed):
             mark = {True: "ok", False: "FAIL", None: "note"}[finding.passed]
             print(f"{mark:4}  {finding.check:24}{finding.seen}", flush=True)
@@ -450,6 +458,17 @@ def check_env(args: CheckEnvArgs) -> None:
     print(f"{args.env}: {f'{failed} failed' if failed else 'all checks passed'}")
     if failed:
         raise SystemExit(CHECK_FAILED)
+
+
+def check_memory(spec: envs.EnvSpec, num_envs: int, num_steps: int) -> None:
+    """Refuse a check whose steps cannot be held, as it looks at all of them at once."""
+    rows = [*2 * jax.tree.leaves(spec.observation), spec.action, jax.ShapeDtypeStruct((), np.float32)]
+    needed, there = loop.size_of(rows) * num_envs * num_steps, provenance.memory()
+    if there is not None and needed > there:
+        raise ConfigError(
+            f"this check needs at least {needed / 2**30:,.1f} GiB of memory, and there are {there / 2**30:,.1f}: "
+            f"{SMALLER['check-env']}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -560,6 +579,10 @@ class ReportArgs:
 def report(args: ReportArgs) -> None:
     from reppo.bench import report
 
+    folder = args.results
+    others = [folder / name for _, name, _ in report.OTHERS]
+    if folder.is_dir() and not any((folder / "bench").rglob("*.json")) and not any(path.is_file() for path in others):
+        raise ConfigError(f"{folder} holds no results: it has no folder bench with runs, as `reppo bench` writes them")
     written = report.write(args.results, args.out)
     print(f"{written[0]}\n{written[1]}")
 
@@ -713,19 +736,26 @@ def print_overview() -> None:
 # ------------------------------------------------------------------------------------------- errors
 
 
-def one_line(error: BaseException) -> str:
-    """An exception's type and the first line of its text."""
-    text = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+#: What takes less memory, by command.
+SMALLER = {
+    "check-env": "try fewer --num-envs or --num-steps",
+    "eval": "try fewer --episodes",
+    "video": "try fewer --seconds",
+}
 
 
-def explain(error: BaseException) -> str | None:
+def out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def explain(error: BaseException, command: str = "train") -> str | None:
     """What a user can do about an error that is not ours; None where it is nobody's fault but the program's."""
     text = str(error)
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+    if out_of_memory(error):
         size = re.search(r"allocat\w+ (\d+) bytes", text)
         asked = f" (it asked for {int(size[1]) / 2**30:,.1f} GiB more)" if size else ""
-        return f"out of memory{asked}: try fewer --num-envs, --num-steps or --seeds, or smaller networks"
+        advice = SMALLER.get(command, "try fewer --num-envs, --num-steps or --seeds, or smaller networks")
+        return f"out of memory{asked}: {advice}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
         return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
     if isinstance(error, subprocess.CalledProcessError) and "git" in error.cmd:
@@ -735,35 +765,25 @@ def explain(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def explained_errors(env: str, display: PlainDisplay | None = None) -> Iterator[None]:
-    """Turn errors that an environment's own file has made into one line that names the place in it.
+    """Turn errors that an environment's own code has made into one line that names the place in it.
 
-    Where our code stumbles over what such a file returns, there is no such place: the line then holds the error itself.
-    Once training is under way, such an error is more likely ours, and is left alone.
+    Where our code stumbles over what such an environment returns, there is no such place: the line then holds the error
+    itself. Once training is under way, such an error is more likely ours, and is left alone.
     """
     try:
         yield
-    except Exception as error:
-        path, _, _ = env.partition(":")
-        if isinstance(error, ConfigError) or not path.endswith(".py") or os.environ.get("REPPO_TRACEBACK"):
+    except FAILURES as error:
+        if isinstance(error, ConfigError) or out_of_memory(error) or os.environ.get("REPPO_TRACEBACK"):
             raise
-        place = place_in_file(error, Path(path))
+        source, name = envs.split_name(env)
+        of_suite = not name or source in envs.SUITES
+        place = blame.place(error, "" if of_suite else source.partition(".")[0])
         under_way = display is not None and bool(display.telemetry.metrics)
-        if place is None and (
-            under_way or not isinstance(error, TypeError | ValueError | LookupError | AttributeError | ArithmeticError)
-        ):
+        stumbled = isinstance(error, TypeError | ValueError | LookupError | AttributeError | ArithmeticError)
+        ours = of_suite or under_way or not stumbled
+        if place is None and ours and not isinstance(error, SystemExit):
             raise
-        raise ConfigError(f"{place or env}: {one_line(error)} (REPPO_TRACEBACK=1 shows more)") from error
-
-
-def place_in_file(error: BaseException, path: Path) -> str | None:
-    """The innermost line of a file that an exception has passed through."""
-    found, traceback = None, error.__traceback__
-    while traceback is not None:
-        code = traceback.tb_frame.f_code
-        if os.path.abspath(code.co_filename) == os.path.abspath(path):
-            found = f"{path}:{traceback.tb_lineno}, in {code.co_name}"
-        traceback = traceback.tb_next
-    return found
+        raise ConfigError(f"{place or env}: {blame.one_line(error)} (REPPO_TRACEBACK=1 shows more)") from error
 
 
 # ------------------------------------------------------------------------------------------- running
@@ -818,6 +838,13 @@ def quieten() -> None:
             warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
 
 
+def spell_what_cannot_be_written() -> None:
+    """A character that a terminal's encoding lacks, as of a path, becomes a question mark rather than an exception."""
+    for file in (sys.stdout, sys.stderr):
+        if isinstance(file, io.TextIOWrapper) and not file.encoding.lower().startswith("utf"):
+            file.reconfigure(errors="replace")
+
+
 def use_compilation_cache() -> None:
     """Keep compiled programs in the user's cache folder, so that a second start is fast."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reppo" / "jax"
@@ -844,17 +871,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code, see `EXIT_CODES`."""
     global started
     started = process_start() if argv is None else time.perf_counter()
+    words = sys.argv[1:] if argv is None else argv
     try:
         with warnings.catch_warnings():
             quieten()
-            run(sys.argv[1:] if argv is None else argv)
+            spell_what_cannot_be_written()
+            run(words)
     except KeyboardInterrupt:
         print("reppo: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `reppo envs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except SystemExit as end:  # the help has been printed
-        return int(end.code or 0)
+    except SystemExit as end:  # the help has been printed, or a check has failed
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(f"reppo: {' '.join(str(end.code).split())}", file=sys.stderr)
+        return USER_ERROR
     except Stopped as stopped:
         print(f"reppo: {stopped}", file=sys.stderr)
         return STOPPED
@@ -862,7 +894,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"reppo: {diverged}", file=sys.stderr)
         return DIVERGED
     except Exception as error:
-        line = str(error) if isinstance(error, ConfigError) else explain(error)
+        line = str(error) if isinstance(error, ConfigError) else explain(error, words[0])
         if line is None or os.environ.get("REPPO_TRACEBACK"):
             raise
         print(f"reppo: {' '.join(line.split())}", file=sys.stderr)

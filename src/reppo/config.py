@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
+import reprlib
 import sys
 import types
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from reppo.images import ImageEncoderKind
 from reppo.nets import NormKind
@@ -158,6 +162,9 @@ class Config:
     precision: Precision = "highest"
     """Matrix products: highest is float32; default lets a GPU use TF32."""
 
+    def __post_init__(self) -> None:
+        take_numbers(self)
+
     @property
     def batch_size(self) -> int:
         """Environment steps per iteration, ``N T``."""
@@ -299,12 +306,49 @@ def with_later_options(values: Mapping[str, Any], names: Collection[str]) -> dic
     return {**{name: value for name, value in LATER_OPTIONS.items() if name in names}, **values}
 
 
+type_hints = functools.cache(get_type_hints)
+
+
+def take_numbers(config: Any) -> None:
+    """Make NumPy's numbers Python's, and whole numbers that are floats integers where an option is one; in place."""
+    for name, hint in type_hints(type(config)).items():
+        value = getattr(config, name)
+        if isinstance(value, np.generic):
+            value = value.item()
+        if hint in (int, int | None) and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if value is not getattr(config, name):
+            object.__setattr__(config, name, value)
+
+
 def check_types(config: Any) -> None:
     """Raise `ConfigError` at the first value that is not of its option's type."""
-    for name, hint in get_type_hints(type(config)).items():
-        if not _is_a(getattr(config, name), hint):
+    for name, hint in type_hints(type(config)).items():
+        if not _is_a(value := getattr(config, name), hint):
+            if hint in (int, int | None):
+                kind = "a whole number" if hint is int else "a whole number or None"
+                raise ConfigError(f"{name} must be {kind}, got {value!r}")
             choices = f"; it is one of {', '.join(get_args(hint))}" if get_origin(hint) is Literal else ""
-            raise ConfigError(f"{name} cannot be {getattr(config, name)!r}{choices}")
+            raise ConfigError(f"{name} cannot be {value!r}{choices}")
+
+
+def whole(name: str, value: Any) -> int:
+    """An argument that counts something as a Python integer; raises `ConfigError` where it is no whole number."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if type(value) is not int:
+        raise ConfigError(f"{name} must be a whole number, got {value!r}")
+    return value
+
+
+def check_config(config: Any) -> None:
+    """Refuse what is no configuration: people write a preset's name, or a dict."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type) and hasattr(config, "validate"):
+        return
+    name = config if isinstance(config, str) and config in PRESETS else "cpu"
+    raise ConfigError(f"config must be a reppo.Config, such as reppo.preset({name!r}), got {reprlib.repr(config)}")
 
 
 def check_positive(config: Any, names: str) -> None:

@@ -53,6 +53,11 @@ UNICODE = Glyphs("±", "━", "─", "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "▲")
 ASCII = Glyphs("+/-", "=", "-", "-\\|/", "!")
 
 
+def glyphs_for(console: Console) -> Glyphs:
+    """Those that its encoding has."""
+    return UNICODE if console.encoding.startswith("utf") else ASCII
+
+
 # ------------------------------------------------------------------------------------------- numbers as text
 
 
@@ -330,7 +335,7 @@ class PlainDisplay:
 
     def __init__(self, console: Console, telemetry: Telemetry):
         self.console, self.telemetry = console, telemetry
-        self.glyphs = UNICODE if console.encoding.startswith("utf") else ASCII
+        self.glyphs = glyphs_for(console)
 
     def prepare(self, text: str) -> None:
         """Say what takes time before the run begins; a log has no need of it."""

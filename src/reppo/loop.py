@@ -26,7 +26,7 @@ import numpy as np
 from reppo import algorithms, checkpoint, compiling, envs, export, faults, run_directory
 from reppo.algorithms import make_learner
 from reppo.collector import Collected, Collector, JaxCollector, compile_over_seeds, num_devices
-from reppo.config import PRESETS, ConfigError, RunConfig, shown_count, with_later_options
+from reppo.config import PRESETS, ConfigError, RunConfig, check_config, shown_count, whole, with_later_options
 from reppo.envs.host import SimulatorError
 from reppo.envs.spec import EnvSpec, resolve
 from reppo.evaluate import Evaluation
@@ -342,6 +342,7 @@ def train(
     clock = Clock(time.perf_counter() if started is None else started)
     if out is not None:
         run_directory.check_free(Path(out))
+    seed, num_seeds = whole("seed", seed), whole("num_seeds", num_seeds)
     if num_seeds < 1:
         raise ConfigError(f"num_seeds must be at least 1, got {num_seeds}")
     if num_seeds > MOST_SEEDS:
@@ -349,12 +350,14 @@ def train(
     if seed < 0 or seed + num_seeds > 2**32:
         raise ConfigError(f"seeds must be between 0 and 2**32 - 1, got {seed}")
     if config is not None:
+        check_config(config)
         config.validate()
     made = envs.make(env)  # before JAX is asked for its devices, see `envs.leave_gpu_memory`
     config = config or PRESETS[default_preset()]
     run = Run(made, config, range(seed, seed + num_seeds), None)
     if out is None:
         return _drive(run, list(sinks), clock, interrupt)
+    run.check_memory()  # before there is a directory
     run.directory = run_directory.create(Path(out), run.description)
     with run_directory.locked(run.directory), run_directory.dropped_unless_begun(run.directory):
         return _drive(run, list(sinks), clock, interrupt)
@@ -389,6 +392,8 @@ def resume(
     directory = Path(directory)
     description = run_directory.read_description(directory)
     saved_config = algorithms.read_config(description, str(directory / "config.json"))
+    if config is not None:
+        check_config(config)
     config = config or saved_config
     check_changes(saved_config, config)
     config.validate()

@@ -13,8 +13,8 @@ import inspect
 import io
 import itertools
 import math
+import re
 import textwrap
-import types
 import typing
 from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -68,9 +68,14 @@ def flag(name: str) -> str:
 # ------------------------------------------------------------------------------------------- rules for tyro
 
 
+def without_commas(word: str) -> str:
+    """A number without the commas between its thousands; others make none: 1,2,3 is not 123."""
+    return word.replace(",", "") if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", word) else word
+
+
 def whole_number(word: str) -> int:
     """400000, 400_000, 400,000 or 4e5."""
-    word = word.replace(",", "")
+    word = without_commas(word)
     try:
         return int(word)
     except ValueError:
@@ -80,39 +85,57 @@ def whole_number(word: str) -> int:
 
 
 def finite_number(word: str) -> float:
-    if not math.isfinite(float(word)):
+    """0.1, 1e-3 or 1,000.5."""
+    number = float(without_commas(word))
+    if not math.isfinite(number):
         raise ValueError(word)
-    return float(word)
+    return number
 
 
-#: How it is called, how it is read, and how it is shown.
-NUMBERS: dict[type, tuple[str, Callable[[str], Any], str]] = {
-    int: ("a whole number", whole_number, "{:_}"),
-    float: ("a finite number", finite_number, "{:g}"),
+def switch(word: str) -> bool:
+    return {"true": True, "false": False}[word.lower()]
+
+
+#: Of values that are one word: how they are called, and how they are read.
+KINDS: dict[type, tuple[str, Callable[[str], Any]]] = {
+    int: ("a whole number", whole_number),
+    float: ("a finite number", finite_number),
+    bool: ("true or false", switch),
 }
+PATTERNS = {int: "{:_}", float: "{:g}"}  #: how numbers are shown
+
+
+def read_value(word: str, hint: Any) -> Any:
+    """The value of an option of this type, from its word; the entries of a tuple have commas between them.
+
+    Raises:
+        ValueError: which says what it must be.
+    """
+    if typing.get_origin(hint) is tuple:
+        return tuple(read_value(part, typing.get_args(hint)[0]) for part in word.split(",") if part)
+    kind = next((kind for kind in KINDS if hint in (kind, kind | None)), None)
+    if kind is None:
+        return word
+    optional = hint != kind
+    if optional and word.lower() == "none":
+        return None
+    name, read = KINDS[kind]
+    with contextlib.suppress(ValueError, OverflowError, KeyError):
+        return read(word)
+    raise ValueError(f"must be {name}{' or None' * optional}, got {word!r}")
 
 
 def number_rule(info: tyro.constructors.PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """Our way to write numbers, and numbers that may be None."""
-    optional = isinstance(info.type, types.UnionType)
-    kind = next((kind for kind in NUMBERS if info.type in (kind, kind | None)), None)
+    kind = next((kind for kind in PATTERNS if info.type in (kind, kind | None)), None)
     if kind is None:
         return None
-    name, convert, pattern = NUMBERS[kind]
-
-    def read(words: list[str]) -> Any:
-        if optional and words[0].lower() == "none":
-            return None
-        with contextlib.suppress(ValueError, OverflowError):
-            return convert(words[0])
-        raise ValueError(f"must be {name}{' or None' * optional}, got {words[0]!r}")
-
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="N" if kind is int else "X",
-        instance_from_str=read,
+        instance_from_str=lambda words: read_value(words[0], info.type),
         is_instance=lambda value: True,
-        str_from_instance=lambda value: ["None" if value is None else pattern.format(value)],
+        str_from_instance=lambda value: ["None" if value is None else PATTERNS[kind].format(value)],
     )
 
 
@@ -160,6 +183,7 @@ def parse(cls: type[T], argv: Sequence[str], command: str, default: T | None = N
         ConfigError: for arguments that are none, lack a value, or have one that cannot be.
     """
     refuse_switches_with_values(cls, argv)
+    refuse_names_of_positionals(cls, argv, command)
     registry = ConstructorRegistry()
     registry.primitive_rule(number_rule)
     registry.struct_rule(config_rule(shown))
@@ -179,7 +203,9 @@ def parse(cls: type[T], argv: Sequence[str], command: str, default: T | None = N
     except SystemExit as end:
         if not end.code:
             raise
-        raise ConfigError(unboxed(complaint.getvalue())) from None
+        line = unboxed(complaint.getvalue())
+        hint = ": how many; --seed is the first" * (line.startswith("--seeds must") and "--seed" in flags_of(cls))
+        raise ConfigError(line + hint) from None
     if unknown:
         raise ConfigError(unknown_argument(unknown, cls, command))
     return args
@@ -204,6 +230,17 @@ def flags_of(cls: type) -> dict[str, Any]:
     named = {name: hint for name, hint in hints.items() if tyro.conf.Positional not in getattr(hint, "__metadata__", ())}
     config = typing.get_type_hints(Config) if "config" in hints else {}
     return {flag(name): hint for name, hint in {**named, **config}.items()}
+
+
+def refuse_names_of_positionals(cls: type, argv: Sequence[str], command: str) -> None:
+    """``--env`` where the environment is an argument by itself: tyro would miss a value, or find one too many."""
+    fields = typing.get_type_hints(cls)
+    positional = {flag(name) for name in fields if name != "config"} - flags_of(cls).keys()
+    for word in argv:
+        if (name := word.partition("=")[0]) in positional:
+            raise ConfigError(
+                f"unknown option {name}: it is an argument without a name, `reppo {command} {name[2:].upper()}`"
+            )
 
 
 def refuse_switches_with_values(cls: type, argv: Sequence[str]) -> None:

@@ -72,7 +72,8 @@ def _claim(folder: Path, name: str) -> Path:
 def check_free(path: Path) -> None:
     """Refuse a path that holds anything: an existing run is never touched."""
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
-        raise ConfigError(f"{path} exists already and is never overwritten; choose another --out, or `reppo resume {path}`")
+        or_resume = f", or `reppo resume {path}`" if (path / "config.json").is_file() else ""
+        raise ConfigError(f"{path} exists already and is never overwritten; choose another --out{or_resume}")
 
 
 def check_new(path: Path) -> None:
@@ -153,7 +154,7 @@ def dropped_unless_begun(path: Path, sign: str = "checkpoints") -> Iterator[None
     """Remove a directory that `create` has made, if the run fails before it has anything that is of use: ``sign``."""
     try:
         yield
-    except Exception:
+    except (Exception, SystemExit):
         if not (path / sign).exists():
             shutil.rmtree(path, ignore_errors=True)
         raise

@@ -51,6 +51,11 @@ def record(policy: SavedPolicy, env: envs.AnyEnv, *, seed: int, seconds: float, 
     Raises:
         ConfigError: where the environment does not draw itself, or the policy is not for it.
     """
+    if isinstance(env, envs.Env) and type(env).render is envs.Env.render:
+        raise ConfigError(
+            f"{env.name} does not draw itself: give it a method render, see docs/environments.md#pictures, or name another "
+            f"environment with the same observations and actions by --env"
+        )
     with compiling.full_precision():
         spec = spec_for(policy, env)
         if isinstance(env, envs.HostEnv):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_type_hints
 
 from reppo.config import ConfigError, nearest
+from reppo.options import read_value
 
 
 def _fasttd3(env: str) -> Mapping[str, Any]:
@@ -92,32 +93,10 @@ def configured(algorithm: str, env: str, preset: str, settings: Sequence[str], o
             raise ConfigError(f"--set: no setting {name!r}{nearest(name, names)}; docs/baselines.md lists them")
         if name in changes:
             raise ConfigError(f"--set: {name} is given twice")
-        changes[name] = read(name, value, hints[name])
+        try:
+            changes[name] = read_value(value, hints[name])
+        except ValueError as error:
+            raise ConfigError(f"--set: {name} {error}") from None
     config = dataclasses.replace(presets[preset], **changes)
     config.validate()
     return config
-
-
-def read(name: str, word: str, hint: Any) -> Any:
-    """A setting's value from its word; raises `ConfigError` where it is none."""
-    if word == "none" and hint in (int | None, float | None):
-        return None
-    switches = {"true": True, "false": False}
-    if hint is bool and word in switches:
-        return switches[word]
-    if hint == tuple[str, ...]:
-        return tuple(part for part in word.split(",") if part)
-    if hint == tuple[int, ...]:
-        return tuple(read(name, part, int) for part in word.split(","))
-    try:
-        number = float(word.replace(",", ""))
-        if hint in (float, float | None):
-            return number
-        if hint in (int, int | None) and number == int(number):
-            return int(number)
-    except (ValueError, OverflowError):
-        pass
-    if hint in (bool, int, float, int | None, float | None):
-        kinds = {bool: "true or false", int: "a whole number", int | None: "a whole number or none"}
-        raise ConfigError(f"--set: {name} must be {kinds.get(hint, 'a number')}, got {word!r}")
-    return word

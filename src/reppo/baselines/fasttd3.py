@@ -18,7 +18,16 @@ import optax
 from reppo import hl_gauss, normalizer
 from reppo.baselines import replay as memory
 from reppo.baselines.replay import Replay, Transitions
-from reppo.config import ConfigError, Precision, check_limits, check_positive, check_ranges, check_types, config_from_json
+from reppo.config import (
+    ConfigError,
+    Precision,
+    check_limits,
+    check_positive,
+    check_ranges,
+    check_types,
+    config_from_json,
+    take_numbers,
+)
 from reppo.envs.spec import EnvSpec
 from reppo.metrics import masked_mean, target_metrics
 from reppo.nets import Linear, select
@@ -127,6 +136,9 @@ class FastTD3Config:
     # ---- numerics
     precision: Precision = "highest"
     """Matrix products: highest is float32; default lets a GPU use TF32."""
+
+    def __post_init__(self) -> None:
+        take_numbers(self)
 
     @property
     def batch_size(self) -> int:

@@ -196,7 +196,7 @@ def unavailable(env: str) -> str:
         return f"there is no environment {env} here yet"
     suite = envs.SUITES[name]
     if envs.missing(suite):
-        return f"{env} needs {suite.package}: pip install 'reppo[{suite.extra}]'"
+        return f"{env} needs {suite.package}: {suite.install}"
     if suite.lists_all and task not in suite.adapter().names():
         return f"{name} has no task {task} here"
     more = getattr(suite.adapter(), "unavailable", None)

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +16,9 @@ from types import ModuleType
 from typing import Any
 
 from reppo.config import ConfigError
+from reppo.envs import blame
 from reppo.envs.base import Env, Transition
+from reppo.envs.blame import FAILURES
 from reppo.envs.host import HostEnv
 from reppo.envs.spec import EnvSpec
 
@@ -90,6 +93,15 @@ SUITES: dict[str, Suite] = {
 }
 
 
+def split_name(env: str) -> tuple[str, str]:
+    """The suite, module or file of an environment's name, and what it is called there. A path may hold colons, too."""
+    source, _, name = env.partition(":")
+    if source not in SUITES and (env.endswith(".py") or ".py:" in env):
+        path, _, name = (env if not env.endswith(".py") else f"{env}:").rpartition(".py:")
+        return os.path.expanduser(f"{path}.py"), name
+    return source, name
+
+
 def missing(suite: Suite) -> bool:
     """Whether the suite's package is not installed."""
     return suite.package is not None and importlib.util.find_spec(suite.package) is None
@@ -101,7 +113,7 @@ def leave_gpu_memory(env: str) -> None:
     Otherwise JAX takes three quarters at its start, and the simulator fails. What the user has set stands. Without effect
     once JAX has started.
     """
-    suite = SUITES.get(env.partition(":")[0])
+    suite = SUITES.get(split_name(env)[0])
     if suite is not None and suite.by_torch:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
@@ -117,7 +129,7 @@ def make(env: str | AnyEnv | Callable[[], Any] | Any, **options: Any) -> AnyEnv:
     if not isinstance(env, str):
         name = getattr(env, "__name__", type(env).__name__)
         return _checked(env, name, None) if not callable(env) else _checked(env(), name, env)
-    suite_name, _, task = env.partition(":")
+    suite_name, task = split_name(env)
     if suite_name.endswith(".py"):
         return _from_file(Path(suite_name), task)
     if suite_name not in SUITES and task and (module := _find_module(suite_name)):
@@ -125,8 +137,9 @@ def make(env: str | AnyEnv | Callable[[], Any] | Any, **options: Any) -> AnyEnv:
             return _from_module(module, task, env)
         except ConfigError:
             raise
-        except Exception as error:
-            raise ConfigError(f"{env} could not be made: {type(error).__name__}: {error}") from error
+        except FAILURES as error:
+            package = suite_name.partition(".")[0]
+            raise ConfigError(f"{env} could not be made: {blame.explained(error, package)}") from error
     if not task or suite_name not in SUITES:
         raise ConfigError(_unknown(env))
     suite = SUITES[suite_name]
@@ -177,10 +190,10 @@ def _from_file(path: Path, name: str) -> AnyEnv:
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module
     try:
-        with _searched(path.resolve().parent):
+        with _searched(path.resolve().parent), _own_words(path.name):
             module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(f"{path} could not be imported: {type(error).__name__}: {error}") from error
+    except FAILURES as error:
+        raise ConfigError(f"{path} could not be imported: {blame.explained(error)}") from error
     _send_by_value(module)
     if not name:
         defined = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Env) and v is not Env]
@@ -197,14 +210,15 @@ def _find_module(name: str) -> ModuleType | None:
     if not all(part.isidentifier() for part in name.split(".")):
         return None
     try:
-        with _searched(Path.cwd()):  # a command of the shell does not look there by itself, `python -m` does
+        # A command of the shell does not look there by itself, `python -m` does.
+        with _searched(Path.cwd()), _own_words(name):
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
             return None
         raise ConfigError(f"{name} could not be imported: {error}") from error
-    except Exception as error:
-        raise ConfigError(f"{name} could not be imported: {type(error).__name__}: {error}") from error
+    except FAILURES as error:
+        raise ConfigError(f"{name} could not be imported: {blame.explained(error, name.partition('.')[0])}") from error
 
 
 @contextlib.contextmanager
@@ -226,6 +240,18 @@ def _searched(directory: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def _own_words(program: str) -> Iterator[None]:
+    """Without arguments, as ``program``: a user's code that parses the command line would refuse, or take, those of ours,
+    and its usage would read as if it were ours."""
+    before = sys.argv
+    sys.argv = [program]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
 def _send_by_value(module: ModuleType) -> None:
     """Let worker processes have what a file defines: its module has a name of ours, which they could not import."""
     with contextlib.suppress(ImportError):  # it comes with Gymnasium, whose worker processes they are
@@ -238,15 +264,26 @@ def _from_module(module: ModuleType, name: str, source: str, made_from: str | No
     """Call a class or function of a module; the environment is named ``made_from``, or ``source:name``."""
     source = source.removesuffix(f":{name}")
     if not hasattr(module, name):
-        raise ConfigError(
-            f"{source} defines no {name!r}{_nearest(name, [k for k in vars(module) if not k.startswith('_')])}"
-        )
+        makers = [k for k, v in vars(module).items() if not k.startswith("_") and _may_make(v, module)]
+        close = difflib.get_close_matches(name.lower(), [k.lower() for k in makers], n=3, cutoff=0.5)
+        meant = [k for word in close for k in makers if k.lower() == word]
+        hint = f"; did you mean {' or '.join(meant)}?" if meant else f"; there are {', '.join(makers)}" if makers else ""
+        raise ConfigError(f"{source} defines no {name!r}{hint}")
     maker = getattr(module, name)
     if not callable(maker):
         raise ConfigError(f"{source}:{name} is a {type(maker).__name__}; name a class, or a function that makes one")
-    made = _checked(maker(), f"{source}:{name}", maker)
+    with _own_words(Path(source).name):
+        made = _checked(maker(), f"{source}:{name}", maker)
     made.made_from = made_from or f"{source}:{name}"
     return made
+
+
+def _may_make(value: Any, module: ModuleType) -> bool:
+    """Whether a name of a module looks as if it made an environment: its own classes and functions, and other classes that
+    can be reset and stepped."""
+    if isinstance(value, type) and value is not Env:
+        return value.__module__ == module.__name__ or (hasattr(value, "reset") and hasattr(value, "step"))
+    return inspect.isfunction(value) and value.__module__ == module.__name__
 
 
 def _checked(env: Any, name: str, maker: Callable[[], Any] | None) -> AnyEnv:

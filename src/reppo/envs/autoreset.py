@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from reppo.config import ConfigError
-from reppo.envs.base import Env, Transition
+from reppo.envs.base import Env, Transition, read_step
 from reppo.envs.spec import action_struct
 from reppo.types import PyTree, TimeStep
 
@@ -107,6 +107,15 @@ def check_transition(name: str, before: Any, obs: PyTree, after: Any, transition
             raise ConfigError(f"{name}: step returns {what} with shape {list(jnp.shape(value)[1:])}; it must be a scalar")
 
 
+def check_returns(env: Any) -> None:
+    """Raise `ConfigError` where a JAX environment's methods return something else than `Env` says; others are left alone."""
+    if isinstance(env, Env):
+        env.spec()
+        state, _ = jax.eval_shape(env.reset, jax.random.key(0))
+        action = action_struct(env.action_size, env.discrete)
+        read_step(env.name, jax.eval_shape(env.step, state, action, jax.random.key(0)))
+
+
 class AutoReset:
     """``num_envs`` copies of a JAX environment, which yield `reppo.types.TimeStep`.
 
@@ -158,7 +167,10 @@ class AutoReset:
     def step_alone(self, state: Any, action: jax.Array, key: jax.Array, index: jax.Array) -> tuple[Any, Transition]:
         """The step that `step` takes in environment ``index``, without a reset: to look into one that went wrong."""
         keys = jax.random.split(jax.random.split(key, 3)[0], self.num_envs)
-        return self.env.step(state, self.scale(action), keys[index])
+        return self._step_env(state, self.scale(action), keys[index])
+
+    def _step_env(self, state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, Transition]:
+        return read_step(self.env.name, self.env.step(state, action, key))
 
     def step(
         self, state: AutoResetState, action: jax.Array, key: jax.Array, cut: float | jax.Array = 0.0
@@ -170,8 +182,8 @@ class AutoReset:
         are replaced so that they can reach nothing, and only that environment is reset.
         """
         key_step, key_reset, key_cut = jax.random.split(key, 3)
-        env, transition = jax.vmap(self.env.step)(state.env, self.scale(action), jax.random.split(key_step, self.num_envs))
-        next_obs, reward, terminated = transition = Transition(*transition)
+        env, transition = jax.vmap(self._step_env)(state.env, self.scale(action), jax.random.split(key_step, self.num_envs))
+        next_obs, reward, terminated = transition
         check_transition(self.env.name, state.env, state.obs, env, transition)
         reward = reward.astype(jnp.float32)
         valid = sound_numbers((next_obs, reward), self.num_envs) & sound_state(env, state.first.env, self.num_envs)

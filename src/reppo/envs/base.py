@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from reppo.envs.spec import EnvSpec, shape_of, suggest_keys
+from reppo.config import ConfigError
+from reppo.envs.blame import counted
+from reppo.envs.spec import EnvSpec, check_claims, shape_of, suggest_keys
 from reppo.types import PyTree
 
 
@@ -66,22 +68,43 @@ class Env(abc.ABC):
         return self.made_from or type(self).__name__
 
     def spec(self) -> EnvSpec:
-        """This environment's `EnvSpec`."""
-        _, observation = jax.eval_shape(self.reset, jax.random.key(0))
+        """This environment's `EnvSpec`.
+
+        Raises:
+            ConfigError: where an attribute is none that an environment can have.
+        """
+        bounds = None if self.discrete else (self.action_low, self.action_high)
+        size = getattr(self, "action_size", None)
+        check_claims(self.name, size, bounds, self.episode_length, self.value_range, self.max_return)
+        first = jax.eval_shape(self.reset, jax.random.key(0))
+        if not isinstance(first, tuple | list) or len(first) != 2:
+            raise ConfigError(f"{self.name}: reset must return (state, observation), got {counted(first)}")
+        observation = first[1]
         actor_keys, critic_keys = suggest_keys(observation)
         low, high = (0, self.action_size - 1) if self.discrete else (self.action_low, self.action_high)
         bounds_shape = (1,) if self.discrete else (self.action_size,)
         return EnvSpec(
             name=self.made_from or self.name,
             observation=shape_of(observation),
-            action_size=self.action_size,
+            action_size=int(self.action_size),
             action_low=np.broadcast_to(np.asarray(low, np.float32), bounds_shape),
             action_high=np.broadcast_to(np.asarray(high, np.float32), bounds_shape),
-            episode_length=self.episode_length,
-            value_range=self.value_range,
+            episode_length=None if self.episode_length is None else int(self.episode_length),
+            value_range=None if self.value_range is None else (float(self.value_range[0]), float(self.value_range[1])),
             actor_keys=actor_keys,
             critic_keys=critic_keys,
-            max_return=self.max_return,
+            max_return=None if self.max_return is None else float(self.max_return),
             discrete=self.discrete,
             channels_first=self.channels_first,
         )
+
+
+def read_step(name: str, returned: Any) -> tuple[Any, Transition]:
+    """The state and the transition that `Env.step` has returned; raises `ConfigError` where it is something else."""
+    if not isinstance(returned, tuple | list) or len(returned) != 2:
+        raise ConfigError(f"{name}: step must return (state, reppo.Transition), got {counted(returned)}")
+    state, transition = returned
+    if not isinstance(transition, tuple | list) or len(transition) != 3:
+        what = f"{counted(transition)} in place of the transition"
+        raise ConfigError(f"{name}: step must return (state, reppo.Transition(obs, reward, terminated)), got {what}")
+    return state, Transition(*transition)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import re
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,8 +21,9 @@ import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from reppo.config import ConfigError
-from reppo.envs import value_ranges
-from reppo.envs.host import Failure, HostEnv, RawStep, Simulator, WrongNumber, as_numbers, where_rows
+from reppo.envs import blame, value_ranges
+from reppo.envs.blame import FAILURES, counted
+from reppo.envs.host import Failure, HostEnv, RawStep, Simulator, WrongNumber, WrongReturn, as_numbers, where_rows
 from reppo.envs.spaces import Actions, Observations, read_actions
 from reppo.interrupt import unheard
 from reppo.types import PyTree
@@ -30,6 +32,28 @@ Array = npt.NDArray[Any]
 
 
 # --------------------------------------------------------------------------------------------- single environments
+
+
+#: What single environments return.
+RETURNS = {
+    "reset": "reset must return (obs, info)",
+    "step": "step must return (obs, reward, terminated, truncated, info)",
+}
+OLD_GYM = ": the API of the old gym"
+
+
+def in_words(error: BaseException) -> BaseException:
+    """An error of Gymnasium's own code, a wrapper's or a vector's, over what an environment takes and returns, in words for
+    the environment's author; any other error as it is."""
+    if blame.place(error) is not None:
+        return error
+    if isinstance(error, ValueError) and (found := re.search(r"values to unpack \(expected ([25])(.*)\)", str(error))):
+        number = re.search(r"got (\d+)", found[2])
+        got = f", got {number[1]} values" if number else ", got more" if "too many" in str(error) else ""
+        return WrongReturn(RETURNS["reset" if found[1] == "2" else "step"] + got + OLD_GYM * (got == ", got 4 values"))
+    if isinstance(error, TypeError) and re.search("argument.*'(seed|options)'", str(error)):
+        return WrongReturn("reset must take seed and options, as in reset(self, *, seed=None, options=None)")
+    return error
 
 
 class Loop(Simulator):
@@ -54,9 +78,12 @@ class Loop(Simulator):
 
     def _reset_one(self, i: int, out: PyTree, seed: int | None = None) -> None:
         try:
-            obs, _ = self._envs[i].reset(seed=seed)
-        except Exception as error:
-            raise Failure(i) from error
+            returned = self._envs[i].reset(seed=seed)
+            if not isinstance(returned, tuple) or len(returned) != 2:
+                raise WrongReturn(f"{RETURNS['reset']}, got {counted(returned)}")
+        except FAILURES as error:
+            raise Failure(i) from in_words(error)
+        obs, _ = returned
         self._observations.write(obs, out, i)
 
     def step(self, action: Array) -> RawStep:
@@ -65,9 +92,13 @@ class Loop(Simulator):
         rewards, terminations, truncations = [], [], []
         for i, env in enumerate(self._envs):
             try:
-                obs, reward, terminated, truncated, _ = env.step(actions[i])
-            except Exception as error:
-                raise Failure(i) from error
+                returned = env.step(actions[i])
+                if not isinstance(returned, tuple) or len(returned) != 5:
+                    got = counted(returned)
+                    raise WrongReturn(f"{RETURNS['step']}, got {got}{OLD_GYM * (got == '4 values')}")
+            except FAILURES as error:
+                raise Failure(i) from in_words(error)
+            obs, reward, terminated, truncated, _ = returned
             self._observations.write(obs, next_obs, i)
             rewards.append(reward)
             terminations.append(terminated)
@@ -188,14 +219,14 @@ def _index_of_failure() -> Iterator[None]:
             raise
         # It is a worker's: Gymnasium passes it on. This process has heard the signal, and ends in good order.
         raise Failure(None) from RuntimeError(f"a worker process was interrupted ({error})")
-    except Exception as error:
+    except FAILURES as error:
         index, trace = None, error.__traceback__
         while trace is not None:
             if trace.tb_frame.f_globals.get("__name__", "").startswith("gymnasium.vector."):
                 local = trace.tb_frame.f_locals
                 index = next((local[name] for name in ("index", "env_idx", "i") if name in local), index)
             trace = trace.tb_next
-        cause = RuntimeError("its worker process has ended") if isinstance(error, EOFError) else error
+        cause = RuntimeError("its worker process has ended") if isinstance(error, EOFError) else in_words(error)
         raise Failure(index if isinstance(index, int) else None) from cause
 
 
@@ -263,7 +294,14 @@ class SingleEnv(GymnasiumEnv):
             options |= {"height": height, "width": width} | ({} if camera is None else {"camera_name": camera})
         elif camera is not None:
             raise ConfigError(f"{self.name} has no cameras to choose from")
-        env = self._make(**options)
+        try:
+            env = self._make(**options)
+        except TypeError as error:
+            if "render_mode" not in str(error):
+                raise
+            raise ConfigError(
+                f"{self.made_from or self.name} cannot be drawn: what makes it must accept render_mode=None and pass it on"
+            ) from error
         if camera is not None:
             model = env.unwrapped.model  # pyright: ignore[reportAttributeAccessIssue]
             cameras = [model.camera(i).name for i in range(model.ncam)]
@@ -364,7 +402,7 @@ def make(name: str) -> HostEnv:
         close_names = difflib.get_close_matches(name, gymnasium.registry, n=3)
         hint = f"; did you mean {' or '.join(close_names)}?" if close_names else ""
         raise ConfigError(f"Gymnasium has no environment {name!r}{hint}") from None
-    except Exception as error:  # whatever its author's code raises
+    except FAILURES as error:  # whatever its author's code raises
         text = " ".join(str(error).split())
         raise ConfigError(f"gymnasium:{name} cannot be made: {type(error).__name__}: {text}") from error
     return SingleEnv(f"gymnasium:{name}", create, probe, takes_length=True)

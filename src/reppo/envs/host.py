@@ -8,7 +8,6 @@ limit, numbers that are not finite, statistics. It is the counterpart of `reppo.
 from __future__ import annotations
 
 import abc
-import traceback
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from reppo.config import ConfigError
+from reppo.envs import blame
 from reppo.envs.autoreset import LARGEST
+from reppo.envs.blame import FAILURES
 from reppo.envs.spaces import Actions, Observations, WrongObservation, namespace
-from reppo.envs.spec import EnvSpec, suggest_keys
+from reppo.envs.spec import EnvSpec, check_claims, suggest_keys
 from reppo.types import PyTree, TimeStep
 
 Array = npt.NDArray[Any]
@@ -38,6 +39,10 @@ class Failure(Exception):
 
 class WrongNumber(ValueError):
     """A reward or a flag that is no number, or not one for each environment."""
+
+
+class WrongReturn(ValueError):
+    """What an environment's method takes or returns is not what its interface says."""
 
 
 class RawStep(NamedTuple):
@@ -107,10 +112,12 @@ class HostEnv(abc.ABC):
     notes: tuple[str, ...] = ()  #: what its user should know of how it runs on this machine
 
     def spec(self) -> EnvSpec:
-        """Its `EnvSpec`."""
+        """Its `EnvSpec`; raises `ConfigError` where it says of itself what cannot be."""
+        name, bounds = self.made_from or self.name, None if self.actions.discrete else (self.actions.low, self.actions.high)
+        check_claims(name, self.actions.size, bounds, self.episode_length, self.value_range, self.max_return)
         actor_keys, critic_keys = suggest_keys(self.observations.spec)
         return EnvSpec(
-            name=self.made_from or self.name,
+            name=name,
             observation=self.observations.spec,
             action_size=self.actions.size,
             action_low=self.actions.low,
@@ -214,7 +221,7 @@ class HostVectorEnv:
         self._steps = 0
         try:
             obs = self.simulator.reset(seed)
-        except Exception as error:
+        except FAILURES as error:
             raise self._explained(error) from error
         if (sound := sound_rows(obs, self.num_envs)) is not None:
             index = int(np.argmin(sound))
@@ -238,7 +245,7 @@ class HostVectorEnv:
         self._steps += 1
         try:
             raw = self.simulator.step(action * self._half + self._centre)
-        except Exception as error:
+        except FAILURES as error:
             raise self._explained(error) from error
         self.raw = raw
         obs, next_obs, reward = raw.obs, raw.next_obs, raw.reward.astype(np.float32, copy=False)
@@ -289,7 +296,7 @@ class HostVectorEnv:
         if forced.any() and self.simulator.resets_rows:
             try:
                 obs = where_rows(forced, self.simulator.reset_rows(forced), obs)
-            except Exception as error:
+            except FAILURES as error:
                 raise self._explained(error) from error
         if (sound := sound_rows(obs, self.num_envs)) is not None:
             obs = where_rows(sound, obs, self.obs)
@@ -300,16 +307,15 @@ class HostVectorEnv:
         """End the simulator's processes and threads."""
         self.simulator.close()
 
-    def _explained(self, error: Exception) -> SimulatorError:
+    def _explained(self, error: BaseException) -> SimulatorError:
         index = error.index if isinstance(error, Failure | WrongObservation) else None
-        if isinstance(error, Failure) and isinstance(error.__cause__, Exception):
+        if isinstance(error, Failure) and error.__cause__ is not None:
             error = error.__cause__
         place = self.spec.name if index is None else f"{self.spec.name}: environment {index}"
         when = f"at step {self._steps:,}" if self._steps else "at its reset"
-        if isinstance(error, WrongObservation | WrongNumber):
+        if isinstance(error, WrongObservation | WrongNumber | WrongReturn):
             return SimulatorError(f"{place} {when}: {error}")
         text = " ".join(str(error).split())
         what = f"{type(error).__name__}: {text}" if text else type(error).__name__
-        frames = traceback.extract_tb(error.__traceback__)
-        where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-        return SimulatorError(f"{place} {when}: {what}{where}")
+        where = blame.place(error)
+        return SimulatorError(f"{place} {when}: {what}{f' ({where})' if where else ''}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
+from typing import Any
 
 import jax
 import numpy as np
 
-from reppo.config import ConfigError, RunConfig
+from reppo.config import LARGEST_COUNT, ConfigError, RunConfig
 from reppo.images import is_image
 from reppo.types import PyTree
 
@@ -100,6 +102,51 @@ def check_observation(name: str, observation: PyTree) -> None:
                 f"{name}: observation entry {key!r} is {leaf.dtype}{list(leaf.shape)}; it must be a float vector, or the "
                 f"whole observation one image with three axes, of uint8, bool or float"
             )
+
+
+def check_claims(
+    name: str, action_size: Any, bounds: tuple[Any, Any] | None, episode_length: Any, value_range: Any, max_return: Any
+) -> None:
+    """Refuse what no environment can say of itself, before anything is made of it; ``bounds`` is None where actions are
+    discrete, and infinite where there is no bound."""
+
+    def refuse(attribute: str, must: str, value: Any) -> ConfigError:
+        return ConfigError(f"{name}: {attribute} must be {must}, got {reprlib.repr(value)}")
+
+    if not _is_count(action_size):
+        raise refuse("action_size", "a positive whole number", action_size)
+    if episode_length is not None and not _is_count(episode_length):
+        raise refuse("episode_length", f"a positive whole number of at most {LARGEST_COUNT:,}", episode_length)
+    if bounds is not None:
+        for attribute, bound in zip(("action_low", "action_high"), bounds, strict=True):
+            if (array := _numbers(bound)) is None or np.isnan(array).any() or array.shape not in ((), (1,), (action_size,)):
+                raise refuse(attribute, f"a number, or {action_size} of them, as action_size says", bound)
+        low, high = (np.broadcast_to(np.asarray(bound, float), (action_size,)) for bound in bounds)
+        if not (low < high).all():
+            i = int(np.argmin(low < high))
+            raise ConfigError(
+                f"{name}: action {i} is bounded by [{low[i]:g}, {high[i]:g}]; each action_low must be below its action_high"
+            )
+    if value_range is not None:
+        ends = _numbers(value_range)
+        if ends is None or ends.shape != (2,) or not np.isfinite(ends).all() or not ends[0] < ends[1]:
+            raise refuse("value_range", "two finite numbers, the smaller first, or None", value_range)
+    if max_return is not None and ((best := _numbers(max_return)) is None or best.shape or not np.isfinite(best)):
+        raise refuse("max_return", "a finite number, or None", max_return)
+
+
+def _is_count(value: Any) -> bool:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole and 0 < int(value) <= LARGEST_COUNT
+
+
+def _numbers(value: Any) -> np.ndarray | None:
+    """As an array; None where it holds anything but numbers, or is ragged."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError):
+        return None
+    return array if array.dtype.kind in "fiu" else None
 
 
 def resolve(spec: EnvSpec, config: RunConfig) -> EnvSpec:
