@@ -262,6 +262,18 @@ def test_published_figures_are_drawn(root: Path, tmp_path: Path, monkeypatch: py
     assert curves["reppo_large"].y[-1] == pytest.approx(920, abs=40)
 
 
+def test_published_times_are_compared_on_the_tasks_that_all_have(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "wallclock_aggregates.csv").write_text(
+        "algorithm,seconds,n_tasks,mean_norm,mean_norm_20tasks\nreppo_large,60,23,0.4,0.5\nppo_50M,60,20,0.45,0.45\n"
+    )
+    drawn = {line.name: line.y.tolist() for line in beside.Published(tmp_path).wall_clock()}
+    assert drawn == {"reppo_large": [0.5], "ppo_50M": [0.45]}  # over all 23, REPPO would be below PPO
+    (figure,) = beside.published_wall_clock(beside.Published(root / "results" / "published"))
+    assert isinstance(figure, Figure)
+    assert "the 20 tasks that all have" in figure.title
+    assert "FastTD3 has no published times." in figure.caption
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "gone"),
     [

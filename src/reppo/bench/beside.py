@@ -37,7 +37,7 @@ PUBLISHED = {
         tuple(f"{name}{end}" for name in ("iqm", "median", "mean") for end in ("", "_lo", "_hi")),
     ),
     "dmc_reliability": (("algorithm", "norm"), ("reliable_at_end", "lo", "hi")),
-    "wallclock_aggregates": (("algorithm",), ("seconds", "mean_norm")),
+    "wallclock_aggregates": (("algorithm",), ("seconds", "mean_norm_20tasks")),
     "dmc_ablations": (("data", "ablation", "n_tasks"), ("iqm", "iqm_lo", "iqm_hi")),
     "maniskill_aggregates": (("algorithm", "progress"), ("iqm", "iqm_lo", "iqm_hi")),
     "dmc_final": (("suite", "task", "algorithm", "n_seeds"), ("mean", "iqm", "iqm_ci_lo", "iqm_ci_hi")),
@@ -79,6 +79,16 @@ class Published:
             own = [row for row in rows if row["algorithm"] == algorithm]
             if len(own) > 2:
                 found.append(Line(algorithm, *columns(own, "step", "iqm", "lo", "hi"), published=True))
+        return found
+
+    def wall_clock(self) -> list[Line]:
+        """Means against seconds, on the tasks that all have: PPO's over its own 20 would compare unlike tasks."""
+        found = []
+        for algorithm in PAPER:
+            own = [row for row in self.rows("wallclock_aggregates") if row["algorithm"] == algorithm]
+            x, y = columns(own, "seconds", "mean_norm_20tasks")
+            if len(x):
+                found.append(Line(algorithm, x, y, y, y, published=True))
         return found
 
 
@@ -165,16 +175,18 @@ def published_reliability(published: Published) -> Iterator[Block]:
 
 
 def published_wall_clock(published: Published) -> Iterator[Block]:
-    rows = published.rows("wallclock_aggregates")
-    drawn = []
-    for algorithm in PAPER:
-        x, y = columns([r for r in rows if r["algorithm"] == algorithm], "seconds", "mean_norm")
-        if len(x):
-            drawn.append(Line(algorithm, x, y, y, y, published=True))
+    drawn = published.wall_clock()
     if drawn:
-        title = "Published: wall-clock on DMC-23"
-        image = figures.lines(drawn, title, x="seconds", y=f"mean, {REF_BEST}")
-        yield Figure("published-wall-clock", title, image, "Compilation included; without intervals.")
+        title = "Published: wall-clock on DMC-23, on the 20 tasks that all have"
+        absent = [algorithm for algorithm in PAPER if algorithm not in {line.name for line in drawn}]
+        caption = (
+            "Mean over the 20 tasks that all have; ppo_50M has no times on the other three. Compilation included; without "
+            "intervals."
+        )
+        if "fasttd3_A" in absent:
+            caption += " FastTD3 has no published times."
+        image = figures.lines(drawn, title, x="seconds", y=f"mean of 20 tasks, {REF_BEST}")
+        yield Figure("published-wall-clock", title, image, caption)
 
 
 def published_ablations(published: Published) -> Iterator[Block]:
