@@ -427,12 +427,33 @@ def test_the_papers_order_is_told_of_either_way() -> None:
         return [np.full(4, value) for value in values]
 
     of = {"reppo": scores(0.9, 0.8), "reppo-score_q": scores(0.5, 0.2), "reppo-score_gae": scores(0.3, 0.4)}
+    q_gae, first = "reppo-score_q - reppo-score_gae", "reppo - reppo-score_q"
+    # Over both tasks the last two have the same interquartile mean: (0.2 + 0.5) / 2 and (0.3 + 0.4) / 2.
     assert report.ordering(of, TASKS).text == (
-        "The paper's order of gradient estimators is reppo, reppo-score_q, reppo-score_gae. By IQM, ref_best: "
-        "On CartpoleBalance it holds: reppo 0.900, reppo-score_q 0.500, reppo-score_gae 0.300. "
-        "On CartpoleSwingup it does not hold: reppo 0.800, reppo-score_gae 0.400, reppo-score_q 0.200. "
-        "Over all of them it does not hold: reppo 0.850, reppo-score_q 0.350, reppo-score_gae 0.350."
+        "The paper's order of gradient estimators is reppo, reppo-score_q, reppo-score_gae. By IQM, ref_best, with "
+        "differences of neighbours and their bootstrap intervals: "
+        "On CartpoleBalance it holds: reppo 0.900, reppo-score_q 0.500, reppo-score_gae 0.300; "
+        f"{first} 0.400 [0.400, 0.400], {q_gae} 0.200 [0.200, 0.200]. "
+        "On CartpoleSwingup it does not hold: reppo 0.800, reppo-score_gae 0.400, reppo-score_q 0.200; "
+        f"{first} 0.600 [0.600, 0.600], {q_gae} -0.200 [-0.200, -0.200]. "
+        "Over all of them it cannot be told apart from chance: reppo 0.850, reppo-score_q 0.350, reppo-score_gae 0.350; "
+        f"{first} 0.500 [0.500, 0.500], {q_gae} 0.000 [0.000, 0.000]."
     )
+
+
+def test_an_order_within_chance_neither_holds_nor_fails() -> None:
+    def text(*runs: list[float]) -> str:
+        names = ("reppo", "reppo-score_q", "reppo-score_gae")
+        return report.ordering({name: [np.array(own)] for name, own in zip(names, runs, strict=True)}, TASKS[:1]).text
+
+    low, middle, high, wide = [0.1, 0.2] * 3, [0.4, 0.5] * 3, [0.8, 0.9] * 3, [0.0, 1.0] * 3
+    assert "On CartpoleBalance it holds: " in text(high, middle, low)
+    assert "it does not hold: " in text(middle, high, low)
+    assert "it cannot be told apart from chance: " in text(high, low, low)  # a tie
+    assert "it cannot be told apart from chance: " in text(high, wide, low)  # in the paper's order, by means
+    assert "it cannot be told apart from chance: " in text(high, low, wide)  # in another, by means
+    assert "it does not hold: " in text(low, high, wide)  # one pair is enough to refute it
+    assert "it cannot be told apart from chance: " in text([0.9], [0.5], [0.1])  # one run says nothing of chance
 
 
 def test_what_each_part_is_worth_is_ranked_either_way(tmp_path: Path) -> None:
