@@ -544,12 +544,12 @@ are bootstrap intervals of 95 % over the seeds. No average of weights (`--actor-
 {parts()}
 On this small task, with one action and a reward between 0 and 1, most parts make no difference that ten seeds can tell.
 Two do. A quarter of the data per update is worse. Squared error learns faster than HL-Gauss, and each of its seeds is
-above 790 at the end; the paper finds HL-Gauss the most important part, on harder tasks and over 125 times the steps. At
-the edge of what ten seeds tell, a temperature that stays at 0.1 learns faster than one that adapts, which at first falls,
-because the policy begins with more entropy than its target. Without the KL constraint it learns as fast; its mean at the end
-is lower, within chance. There are fifteen comparisons: one beyond chance is to be expected of them by chance.
-The order of the paper, pathwise above `score_q` above `score_gae`, shows in the final means alone, and not beyond chance.
-What the parts are worth on the paper's tasks, `reppo bench ablations` would tell, on a GPU.
+above 790 at the end; in the paper HL-Gauss matters most of the parts other than the KL constraint, on harder tasks and
+over 125 times the steps. At the edge of what ten seeds tell, a temperature that stays at 0.1 learns faster than one that
+adapts, which at first falls, because the policy begins with more entropy than its target. Without the KL constraint it
+learns as fast; its mean at the end is lower, within chance. There are fifteen comparisons: one beyond chance is to be
+expected of them by chance. The order of the paper, pathwise above `score_q` above `score_gae`, shows in the final means
+alone, and not beyond chance. What the parts are worth on the paper's tasks, `reppo bench ablations` would tell, on a GPU.
 """
 
 

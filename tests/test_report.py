@@ -262,6 +262,13 @@ def test_published_figures_are_drawn(root: Path, tmp_path: Path, monkeypatch: py
     assert curves["reppo_large"].y[-1] == pytest.approx(920, abs=40)
 
 
+def test_published_ablations_say_how_many_runs_they_have(root: Path) -> None:
+    (figure,) = beside.published_ablations(beside.Published(root / "results" / "published"))
+    assert isinstance(figure, Figure)
+    assert ">no_hlgauss (16 tasks, 41 runs)<" in figure.svg
+    assert "no_hlgauss 1 and 2" in figure.caption
+
+
 def test_published_times_are_compared_on_the_tasks_that_all_have(root: Path, tmp_path: Path) -> None:
     (tmp_path / "wallclock_aggregates.csv").write_text(
         "algorithm,seconds,n_tasks,mean_norm,mean_norm_20tasks\nreppo_large,60,23,0.4,0.5\nppo_50M,60,20,0.45,0.45\n"
@@ -461,14 +468,19 @@ def test_what_each_part_is_worth_is_ranked_either_way(tmp_path: Path) -> None:
         return [np.full(4, value) for value in values]
 
     of = {"reppo": scores(0.9, 0.7), "reppo-no_aux": scores(0.7, 0.6), "reppo-small": scores(0.1, 0.1)}
+    of["reppo-no_kl"] = scores(0.4, 0.2)  # like less data, it is not among what HL-Gauss is compared with
     found, note = report.worth("parts", {**of, "reppo-mse": scores(0.5, 0.5)}, "ref_best")
     assert isinstance(found, Table)
     assert [(row[0], row[2]) for row in found.rows] == [
         ("reppo-small", "0.700 [0.700, 0.700]"),
+        ("reppo-no_kl", "0.500 [0.500, 0.500]"),
         ("reppo-mse", "0.300 [0.300, 0.300]"),
         ("reppo-no_aux", "0.150 [0.150, 0.150]"),
     ]
-    said = "In the paper, HL-Gauss is the part that matters most. By the mean over the run, ref_best, it "
+    said = (
+        "In the paper, HL-Gauss matters most of the parts other than the KL constraint. By the mean over the run, ref_best, "
+        "it "
+    )
     assert note == Note(f"{said}holds: the drop of reppo-mse, 0.300 [0.300, 0.300], is the largest of 2.")
     unsure = [np.array([0.0, 1.8]), np.array([0.0, 0.0])]
     _, note = report.worth("parts", {**of, "reppo-mse": unsure}, "ref_best")
