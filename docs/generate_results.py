@@ -488,8 +488,8 @@ def balance_section() -> str:
 
 CartpoleBalance, ten seeds, each in a process of its own on one core, with the preset as it was at first: four epochs, a KL
 bound of 0.03, the paper's target entropy, no cuts. The baselines make a quarter of the steps. Seconds are those of seeds 2
-to 9, which had one processor, with most programs in the compilation cache; those of the baselines' seeds 0 and 1 are from
-half of a core.
+to 9, which had one Intel Xeon core, with most programs in the compilation cache. Seeds 0 and 1 were run on another machine,
+an AMD EPYC, the baselines' on half of a core: their seconds, which the report's curves have as well, are not comparable.
 
 {reached("balance", range(2, 10))}
 By the clock, REPPO reaches 0.9 before the baselines, and with every seed; by the step, the baselines that reach it are

@@ -20,7 +20,7 @@ from reppo.bench import beside, records, report
 from reppo.bench.figures import CROWDED, FONTS, Bar, Line, bars, inlined, lines, multiples
 from reppo.bench.page import Figure, Missing, Note, Section, Table, html, markdown
 from reppo.bench.records import Key, Record, Status
-from reppo.bench.statistics import REF_BEST
+from reppo.bench.statistics import PER_1000, REF_BEST
 from reppo.bench.suites import SUITES
 from reppo.config import ConfigError
 from reppo.toy.figure import COLOURS
@@ -379,10 +379,30 @@ def test_runs_are_compared_in_equal_time(tmp_path: Path) -> None:
     assert "against.csv is damaged" in markdown([section])
 
 
-def test_seconds_before_the_first_evaluation_count_as_nothing() -> None:
+def test_a_run_has_what_it_showed_last() -> None:
     curve = np.array([[0, 10.0, 5, 0, 1], [8, 20.0, 7, 0, 1]])
     run = Record(Key("s", "reppo", "e", 0), "complete", "", {}, 1, 1, None, curve)
-    assert report.run_on(run, np.array([0.0, 10.0, 19.0, 25.0]), "seconds").tolist() == [0, 5, 5, 7]
+    assert report.run_on(run, np.array([10.0, 19.0, 20.0, 25.0]), "seconds").tolist() == [5, 5, 7, 7]
+
+
+def test_curves_against_seconds_begin_where_every_run_has_been_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Line] = []
+    monkeypatch.setattr(report.figures, "lines", lambda curves, *_, **__: drawn.extend(curves) or "<svg></svg>")
+
+    def run(seed: int, first: float, cpu: str) -> Record:
+        curve = np.array([[0, first, 100, 0, 1], [8, 50.0, 900, 0, 1]])
+        description = {**DESCRIPTION, "hardware": {**DESCRIPTION["hardware"], "cpu": cpu}}
+        return Record(Key("s", "reppo", TASKS[0], seed), "complete", "", description, 1, 1, None, curve)
+
+    def figure(*cpus: str) -> Figure:
+        runs = [run(seed, 10.0 + seed, cpu) for seed, cpu in enumerate(cpus)]
+        return report.wall_clock("s", {"reppo": [report.Group("reppo", TASKS[0], runs)]}, PER_1000)
+
+    caption = figure("Slow", "Slow", "Fast", "Slow").caption
+    assert (drawn[0].x[0], drawn[0].x[-1]) == (13, 50)
+    assert (drawn[0].y[0], drawn[0].y[-1]) == (0.1, 0.9)  # not 0, which no policy had
+    assert caption.endswith("Not all on the same hardware: seeds 2 on Fast, 2 cores; seeds 0 to 1, 3 on Slow, 2 cores.")
+    assert "hardware" not in figure("Slow", "Slow").caption
 
 
 def test_many_curves_have_a_panel_each_beside_the_first() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -154,9 +154,8 @@ def run_on(run: Record, grid: Array, column: str, measure: str = "return") -> Ar
     values = run.measured(measure)
     if column == "steps":
         return statistics.on_grid(run.steps, values, grid)
-    # Before its first evaluation a run has nothing to show; afterwards it has what it showed last.
-    indices = np.searchsorted(run.curve[:, 1], grid, side="right") - 1
-    return np.where(indices < 0, 0.0, values[np.maximum(indices, 0)])
+    # A run has what it showed last; before its first evaluation it has learned nothing yet.
+    return values[np.maximum(np.searchsorted(run.curve[:, 1], grid, side="right") - 1, 0)]
 
 
 def groups_of(found: Sequence[Record]) -> list[Group]:
@@ -317,16 +316,47 @@ def aggregates(name: str, of: dict[str, list[Group]], normalisers: Sequence[str]
 def wall_clock(name: str, of: dict[str, list[Group]], normaliser: str) -> Figure:
     drawn = []
     for algorithm, groups in of.items():
-        seconds = np.linspace(0, max(run.curve[-1, 1] for group in groups for run in group.runs), GRID)
+        times = [run.curve[[0, -1], 1] for group in groups for run in group.runs]
+        seconds = np.linspace(max(first for first, _ in times), max(last for _, last in times), GRID)
         c = [group.on(seconds, normaliser, "seconds") for group in groups]
         drawn.append(Line(algorithm, seconds, *statistics.sample_efficiency(c, resamples=500)))
     title = f"Wall-clock, {name}"
     caption = (
-        "Seconds since the process began, compilation included, and 0 before the first evaluation; where seeds shared a "
-        "process, of all of them together. They depend on what else the machine does, which docs/benchmarks.md tells."
+        "Seconds since the process began, compilation included, from a cache where there was one; where seeds shared a "
+        "process, of all of them together. A curve begins where every run has been evaluated. Seconds depend on what else "
+        "the machine does, which docs/results.md tells."
     )
+    caption += unlike_hardware([run for groups in of.values() for group in groups for run in group.runs])
     image = figures.lines(drawn, title, x="seconds", y=f"IQM, {normaliser}")
     return Figure(f"{name}-wall-clock", title, image, caption)
+
+
+def unlike_hardware(runs: Sequence[Record]) -> str:
+    """Which runs were made where, if not all on the same hardware: their seconds are not comparable."""
+    where: dict[str, list[Record]] = {}
+    for run in runs:
+        where.setdefault(run.hardware, []).append(run)
+    if len(where) < 2:
+        return ""
+    every = {run.key.algorithm for run in runs}
+    parts = []
+    for hardware in sorted(where):
+        algorithms = {run.key.algorithm for run in where[hardware]}
+        of = "" if algorithms == every else f" of {', '.join(sorted(algorithms))}"
+        parts.append(f"seeds {spans({run.key.seed for run in where[hardware]})}{of} on {hardware}")
+    return f" Not all on the same hardware: {'; '.join(parts)}."
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """``0 to 2, 5``."""
+    ordered = sorted(numbers)
+    found: list[list[int]] = []
+    for number in ordered:
+        if found and number == found[-1][-1] + 1:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in found)
 
 
 def profile(name: str, of: dict[str, list[Group]], normaliser: str, unequal: str) -> Figure:
