@@ -338,8 +338,15 @@ def test_the_toy_is_drawn_or_said_to_be_damaged(root: Path, tmp_path: Path) -> N
     assert [paths.id, variance.id, bias.id] == ["toy-paths", "toy-variance", "toy-bias"]
     assert all("pathwise, weak surrogate" in figure.svg for figure in (paths, variance, bias))
     assert "12 paths" in paths.caption
+    assert "every tenth step" in paths.caption
     for colour in COLOURS.values():  # of lines, and not of the points where they end
         assert len(re.findall(rf'd="M [^"]*" [^>]*style="fill: none; stroke: {colour.lower()}', paths.svg)) == 12
+    # In the other figures, too, and with a point for each of three numbers of samples: hollow where no bias is measured.
+    for figure, unmeasured in ((variance, ()), (bias, ("score", "pathwise"))):
+        for name, colour in COLOURS.items():
+            stroke = f'; stroke: {colour.lower()}"'
+            hollow, filled = f'style="fill-opacity: 0{stroke}', f'style="fill: {colour.lower()}{stroke}'
+            assert (figure.svg.count(hollow), figure.svg.count(filled)) == ((3, 0) if name in unmeasured else (0, 3))
     table = (tmp_path / "toy_paths.csv").read_text()
     for damaged in (table[: len(table) // 2], table[:-90], table.replace("weak,", "week,"), "a,b\n1,2\n"):
         (tmp_path / "toy_paths.csv").write_text(damaged)

@@ -18,7 +18,7 @@ from reppo.bench.page import Block, Figure, Note, Section, Table
 from reppo.bench.statistics import PER_1000, REF_BEST
 from reppo.bench.suites import DMC23
 from reppo.toy.experiment import NAMES, Settings, surface
-from reppo.toy.figure import TITLES, draw_paths
+from reppo.toy.figure import COLOURS, LINES, TITLES, draw_paths
 
 Array = NDArray[np.float64]
 Rows = list[dict[str, str]]
@@ -278,22 +278,27 @@ def toy_paths(rows: Rows) -> Iterator[Block]:
 
     title = "The 2-D experiment: paths"
     caption = (
-        f"Where each estimate leads the policy's mean, from the square; {len(means[NAMES[0]])} paths, the first one thick. "
-        "Star: the best mean. Contours: the true surface; what a network has in its place, docs/toy.md shows."
+        f"Where each estimate leads the policy's mean, from the square, every tenth step; {len(means[NAMES[0]])} paths, the "
+        "first one thick. Star: the best mean. Contours: the true surface; what a network has in its place, docs/toy.md "
+        "shows."
     )
     yield Figure("toy-paths", title, figures.svg(draw, title, (7.8, 4.9)), caption)
 
 
 def toy_gradients(rows: Rows) -> Iterator[Block]:
-    """Variance and bias against the number of samples."""
+    """Variance and bias against the number of samples, in the colours of the paths; points as `reppo toy` draws them."""
     for what in ("variance", "bias"):
         drawn = []
         for name in dict.fromkeys(row["estimator"] for row in rows):
-            x, y = columns([row for row in rows if row["estimator"] == name], "samples", what)
-            drawn.append(Line(TITLES.get(name, name), x, y, y, y))
+            x, y, error = columns([row for row in rows if row["estimator"] == name], "samples", what, "standard_error")
+            hollow = y <= 2 * error if what == "bias" else np.zeros(len(y), bool)
+            drawn.append(Line(TITLES[name], x, y, y, y, style=(COLOURS[name], LINES.get(name, "-")), hollow=hollow))
         title = f"The 2-D experiment: {what} of the gradient"
         image = figures.lines(drawn, title, x="samples", y=what, log=True)
-        yield Figure(f"toy-{what}", title, image, "Against the number of samples of an estimate.")
+        caption = "Against the number of samples of an estimate."
+        if what == "bias":
+            caption += " Hollow: within two standard errors of zero, so that none is measured."
+        yield Figure(f"toy-{what}", title, image, caption)
 
 
 def one_preset(results: Path) -> Iterator[Section]:

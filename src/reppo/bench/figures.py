@@ -59,6 +59,8 @@ class Line(NamedTuple):
     low: Array
     high: Array
     published: bool = False
+    style: tuple[str, object] | None = None  #: colour and dash, where `styles` does not choose them
+    hollow: NDArray[np.bool_] | None = None  #: points are drawn, these of them hollow; without it, none are
 
 
 class Bar(NamedTuple):
@@ -122,7 +124,8 @@ def styles(lines: Sequence[Line | Bar]) -> list[tuple[str, object]]:
     """Colour and dash of each: ours are solid, and what was published is dashed."""
     found = []
     for i, line in enumerate(lines):
-        found.append((COLOURS[i % len(COLOURS)], DASHES[1 if line.published else 0]))
+        own = line.style if isinstance(line, Line) else None
+        found.append(own or (COLOURS[i % len(COLOURS)], DASHES[1 if line.published else 0]))
     return found
 
 
@@ -143,6 +146,9 @@ def lines(
         for curve, (colour, dash) in zip(curves, styles(curves), strict=True):
             axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
             axes.plot(curve.x, curve.y, color=colour, linestyle=dash, linewidth=1.6, label=curve.name)
+            if curve.hollow is not None:
+                for shown, face in ((~curve.hollow, colour), (curve.hollow, "none")):
+                    axes.plot(curve.x[shown], curve.y[shown], "o", markersize=4.5, color=colour, markerfacecolor=face)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         if log:
