@@ -119,11 +119,12 @@ def test_a_page_that_is_not_ours_is_not_replaced(results: Path, tmp_path: Path, 
 def test_the_numbers_are_those_of_the_runs(sections: list[Section]) -> None:
     rows = {(row[0], row[1]): row for row in table(sections, "estimators-aggregates").rows}
     # Finals 900, 910, 920, 930 on both tasks; and 300, 301.
+    # Of two tasks the median of their means is the mean, and left out.
+    assert list(table(sections, "estimators-aggregates").header[2:]) == ["IQM", "mean", "seeds a task"]
     assert all(cell.startswith("0.915 [0.9") for cell in rows["reppo", "/1000"][2:4])
-    assert rows["reppo", "/1000"][4].startswith("0.915 [0.9")
-    assert rows["reppo-score_gae", "/1000"][4].startswith(("0.300 ", "0.301 "))
-    assert rows["reppo", "ref_best"][4].startswith(f"{(915 / 999.8 + 915 / 875.4) / 2:.3f} ")
-    assert [rows[a, "/1000"][5] for a in ("reppo", "reppo-score_gae")] == ["4", "2"]
+    assert rows["reppo-score_gae", "/1000"][3].startswith(("0.300 ", "0.301 "))
+    assert rows["reppo", "ref_best"][3].startswith(f"{(915 / 999.8 + 915 / 875.4) / 2:.3f} ")
+    assert [rows[a, "/1000"][4] for a in ("reppo", "reppo-score_gae")] == ["4", "2"]
     reliability = {row[0]: row[1:] for row in table(sections, "estimators-reliability-table").rows}
     assert reliability["reppo"] == ["1.000 [1.000, 1.000]", "1.00", "1.00"]
     assert reliability["reppo-score_gae"] == ["0.000 [0.000, 0.000]", "0.00", "0.00"]
@@ -145,7 +146,8 @@ def test_unequal_steps_are_told_of(sections: list[Section]) -> None:
     assert found["laptop-aggregates"].caption == f"Over 1 task: CartpoleBalance. {told}"
     assert all(found[f"laptop-{part}"].caption.endswith(told) for part in ("profile", "reliability-table", "improvement"))
     # Each has reached tau at its own end, though only the second one at the end of both.
-    assert [row[1] for row in found["laptop-reliability-table"].rows] == ["1.000 [1.000, 1.000]"] * 2
+    # The interval is Wilson's of 1 of 1: from 1 / (1 + 1.96^2).
+    assert [row[1] for row in found["laptop-reliability-table"].rows] == ["1.000 [0.207, 1.000]"] * 2
 
 
 def test_reliability_is_seen_at_the_evaluations() -> None:
@@ -158,7 +160,7 @@ def test_reliability_is_seen_at_the_evaluations() -> None:
     )
     blocks = report.aggregates("x", {"reppo": [group]}, (REF_BEST,))
     found = next(block for block in blocks if isinstance(block, Table) and block.id == "x-reliability-table")
-    assert found.rows[0][1:] == ["1.000 [1.000, 1.000]", "0.00", "1.00"]
+    assert found.rows[0][1:] == ["1.000 [0.207, 1.000]", "0.00", "1.00"]
 
 
 def test_a_run_that_failed_keeps_its_return_until_the_end(tmp_path: Path) -> None:
@@ -169,8 +171,8 @@ def test_a_run_that_failed_keeps_its_return_until_the_end(tmp_path: Path) -> Non
     records.write(failed, tmp_path)
     sections = report.page(tmp_path)
     rows = {row[1]: row for row in table(sections, "estimators-aggregates").rows}
-    assert rows["/1000"][4].startswith("0.850 ")  # (4 * 1000 + 250) / 5
-    assert rows["/1000"][5] == "5"
+    assert rows["/1000"][3].startswith("0.850 ")  # (4 * 1000 + 250) / 5
+    assert rows["/1000"][4] == "5"
     # The others count at their own end, where they are above tau, and not where the first one ended.
     assert table(sections, "estimators-reliability-table").rows[0][1].startswith("0.800 ")
     assert "killed" in markdown(sections)
@@ -190,7 +192,7 @@ def test_success_is_its_own_normaliser(tmp_path: Path) -> None:
         suite_of(tmp_path, "maniskill8", tasks[1], seed, [9.0, 1.0, 1.0])
     sections = report.page(tmp_path)
     rows = table(sections, "maniskill8-aggregates").rows
-    assert [(row[1], row[4][:6]) for row in rows] == [("success_once", "0.875 "), ("success_at_end", "0.750 ")]
+    assert [(row[1], row[3][:6]) for row in rows] == [("success_once", "0.875 "), ("success_at_end", "0.750 ")]
     figures = {figure.id: figure for figure in blocks(sections, Figure)}
     assert ">IQM, success_once<" in figures["maniskill8-sample-efficiency"].svg
     assert ">success_once<" in figures["maniskill8-maniskill-PokeCube-v1"].svg
@@ -210,7 +212,20 @@ def test_humanoids_are_compared_with_the_best_published_means(tmp_path: Path) ->
         suite_of(tmp_path, "humanoid", "playground:G1JoystickFlatTerrain", seed, [33.9 / 2])
         suite_of(tmp_path, "humanoid", "playground:T1JoystickRoughTerrain", seed, [29.2])
     (row,) = table(report.page(tmp_path), "humanoid-aggregates").rows
-    assert row[1:5] == ["ref_best", *["0.750 [0.750, 0.750]"] * 3]
+    assert row[1:4] == ["ref_best", *["0.750 [0.750, 0.750]"] * 2]
+
+
+def test_three_tasks_have_a_median_of_their_means() -> None:
+    def group(env: str, last: float) -> report.Group:
+        curve = np.array([[0, 0, 0, 0, 1], [8, 9, last, 0, 1.0]])
+        return report.Group(
+            "reppo", env, [Record(Key("s", "reppo", env, 0), "complete", "", DESCRIPTION, 1, 1, None, curve)]
+        )
+
+    groups = [group(env, last) for env, last in zip((*TASKS, "playground:WalkerRun"), (100, 200, 900), strict=True)]
+    found = next(b for b in report.aggregates("s", {"reppo": groups}, (PER_1000,)) if isinstance(b, Table))
+    assert list(found.header[3:5]) == ["median of task means", "mean"]
+    assert found.rows[0][3:5] == ["0.200 [0.200, 0.200]", "0.400 [0.400, 0.400]"]
 
 
 def test_unequal_seeds_and_failures_are_shown(sections: list[Section]) -> None:

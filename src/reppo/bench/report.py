@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reppo.bench import figures, records, statistics, suites
-from reppo.bench.beside import GRID, TAU, Published, in_equal_time, one_preset, published_sections, toy
+from reppo.bench.beside import GRID, MEDIAN, TAU, Published, in_equal_time, one_preset, published_sections, toy
 from reppo.bench.figures import Bar, Line
 from reppo.bench.page import Block, Figure, Missing, Note, Section, Table, html, markdown
 from reppo.bench.records import SUCCESS, Record
@@ -109,7 +109,8 @@ def overview(found: records.Found, names: Sequence[str]) -> Section:
     blocks: list[Block] = [
         Note(
             "Learning curves, aggregates with intervals, and every run that was launched. Shaded and barred: 95 % "
-            "stratified bootstrap intervals over seeds; tasks weigh alike. Dashed: published, not measured here."
+            "stratified bootstrap intervals over seeds; tasks weigh alike. At ten seeds of one task bootstrap intervals are "
+            "somewhat too narrow. Dashed: published, not measured here."
         ),
         Note(f"{len(found.records)} runs of {', '.join(names) or 'no suite'}. Hardware: {'; '.join(hardware) or 'none'}."),
     ]
@@ -252,15 +253,18 @@ def aggregates(name: str, of: dict[str, list[Group]], normalisers: Sequence[str]
     # A run that ended early has the return that it had until the end of the others.
     ends = {algorithm: max(run.steps[-1] for group in groups for run in group.runs) for algorithm, groups in of.items()}
     grids = {algorithm: np.linspace(0, end, GRID) for algorithm, end in ends.items()}
+    # Of one or two tasks the median of their means is the mean.
+    shown_by = {head: f for head, f in statistics.AGGREGATES.items() if head != "median" or len(tasks) > 2}
     rows = []
     for normaliser in normalisers:
         for algorithm, groups in of.items():
             scores = [group.finals(normaliser) for group in groups]
-            values = [interval(statistics.bootstrap(scores, f)) for f in statistics.AGGREGATES.values()]
+            values = [interval(statistics.bootstrap(scores, f)) for f in shown_by.values()]
             seeds = [len(group.runs) for group in groups]
             shown = str(seeds[0]) if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
             rows.append([algorithm, normaliser, *values, shown])
-    header = ["algorithm", "normaliser", *statistics.AGGREGATES, "seeds a task"]
+    heads = [MEDIAN if head == "median" else head for head in shown_by]
+    header = ["algorithm", "normaliser", *heads, "seeds a task"]
     unequal = ""
     if max(ends.values()) > 1.1 * min(ends.values()):
         made = ", ".join(f"{algorithm} {end:,.0f}" for algorithm, end in ends.items())
@@ -289,7 +293,7 @@ def aggregates(name: str, of: dict[str, list[Group]], normalisers: Sequence[str]
         steps = np.unique(np.concatenate([run.steps for group in groups for run in group.runs]))
         c = [group.on(steps, main) for group in groups]
         found = statistics.reliability(c, TAU)
-        at_end = statistics.bootstrap([curve[-1] for curve in c], lambda s: statistics.reliable_at_end(s, TAU))
+        at_end = share_at_end([curve[-1] for curve in c])
         rows.append([algorithm, interval(at_end), f"{found.never_dropped:.2f}", f"{found.reached:.2f}"])
         drawn.append(Line(algorithm, steps, found.from_step, found.from_step, found.from_step))
     title = f"Reliability at tau = {TAU}, {name}"
@@ -298,7 +302,9 @@ def aggregates(name: str, of: dict[str, list[Group]], normalisers: Sequence[str]
         image = figures.lines(drawn, title, x="environment steps", y="share of runs", y_range=(-0.02, 1.02))
         yield Figure(f"{name}-reliability", title, image, caption)
     header = ["algorithm", "at the end", "never dropped after first reaching it", "ever reached"]
-    yield Table(title, header, rows, f"Shares of runs, {main}.{unequal}", id=f"{name}-reliability-table")
+    which = "Wilson's, of the one task" if len(tasks) == 1 else "bootstrap"
+    caption = f"Shares of runs, {main}; intervals: {which}.{unequal}"
+    yield Table(title, header, rows, caption, id=f"{name}-reliability-table")
 
     first, *others = of
     if others:
@@ -311,6 +317,13 @@ def aggregates(name: str, of: dict[str, list[Group]], normalisers: Sequence[str]
         image = figures.bars(values, title, x=f"P({first} > other)", reference=0.5)
         caption = f"Chance that a run of the first beats one of the other; ties half.{unequal}"
         yield Figure(f"{name}-improvement", title, image, caption)
+
+
+def share_at_end(scores: list[Array]) -> Interval:
+    """Share of runs at or above `TAU`. Of one task it is a plain share; its bootstrap has no width where all runs agree."""
+    if len(scores) > 1:
+        return statistics.bootstrap(scores, lambda s: statistics.reliable_at_end(s, TAU))
+    return statistics.wilson(int(np.sum(scores[0] >= TAU)), scores[0].shape[-1])
 
 
 def wall_clock(name: str, of: dict[str, list[Group]], normaliser: str) -> Figure:
