@@ -17,7 +17,8 @@ from helpers import TINY
 
 from reppo import cli
 from reppo.bench import beside, records, report
-from reppo.bench.figures import CROWDED, FONTS, Bar, Line, bars, inlined, lines, multiples
+from reppo.bench.figures import COLOURS as COLOURS_OF_FIGURES
+from reppo.bench.figures import CROWDED, FONTS, Bar, Line, bars, inlined, lines, multiples, styles
 from reppo.bench.page import Figure, Missing, Note, Section, Table, html, markdown
 from reppo.bench.records import Key, Record, Status
 from reppo.bench.statistics import PER_1000, REF_BEST
@@ -425,6 +426,31 @@ def test_curves_against_seconds_begin_where_every_run_has_been_evaluated(monkeyp
     assert (drawn[0].y[0], drawn[0].y[-1]) == (0.1, 0.9)  # not 0, which no policy had
     assert caption.endswith("Not all on the same hardware: seeds 2 on Fast, 2 cores; seeds 0 to 1, 3 on Slow, 2 cores.")
     assert "hardware" not in figure("Slow", "Slow").caption
+
+
+def test_an_algorithm_has_its_colour_in_every_figure() -> None:
+    def colours(*names: str, published: bool = False) -> list[str]:
+        x = np.arange(2.0)
+        return [COLOURS_OF_FIGURES.index(colour) for colour, _ in styles([Line(n, x, x, x, x, published) for n in names])]
+
+    assert colours("reppo", "reppo-averaged", "ppo", "sac") == [0, 6, 3, 4]
+    assert colours("reppo", "ppo") == [0, 3]
+    assert colours("sac", "reppo") == [4, 0]
+    # Others have what is left; so has the second of two that share a colour.
+    assert colours("mine", "reppo", "ppo") == [1, 0, 3]
+    assert colours("ppo", "sb3-ppo") == [3, 0]
+    assert colours("reppo_large", "ppo", published=True) == [0, 1]  # dashed, in their own order
+    assert len(set(colours(*"abcdefg"))) == 7
+
+
+def test_the_first_and_last_bars_are_whole() -> None:
+    # A mark is 11 points high, and the frame would cut it if it ended near its middle.
+    image = bars([Bar("a", 1, 0, 2), Bar("b", 1, 0, 2)], "bars", x="x")
+    (frame,) = re.findall(r'<rect x="[^"]*" y="([\d.]*)" width="[^"]*" height="([\d.]*)"', image)
+    top, height = map(float, frame)
+    middles = [float(y) for y in re.findall(r'd="M [\d.]+ ([\d.]+) [^>]*stroke-width: 5"', image)]
+    assert len(middles) == 2
+    assert all(top + 6 < y < top + height - 6 for y in middles)
 
 
 def test_many_curves_have_a_panel_each_beside_the_first() -> None:
