@@ -203,8 +203,8 @@ def beside_others() -> str:
     names = {"reppo": "REPPO", "sb3-ppo": "PPO", "sb3-sac": "SAC", "sbx-ppo": "PPO of SBX", "sbx-sac": "SAC of SBX"}
     rows = [[f"`{task}`", seconds[task], *(mean.get((task, name), "-") for name in names)] for task in seconds]
     return f"""\
-Beside Stable-Baselines3 and SBX with RL Zoo's settings, in equal time on one core from a cold start, mean returns of five
-seeds:
+Beside Stable-Baselines3 and SBX with RL Zoo's settings, or those of the most similar robot where it has none, in equal time
+on one core from a cold start, mean returns of five seeds:
 
 {table(["task", "seconds", *names.values()], rows)}
 On Ant an untrained policy stands still, for about 990, and all fall from there at first.
@@ -648,11 +648,13 @@ count. REPPO has its `cpu` preset, and EnvPool's copy of a task where there is o
 the same in JAX, have the settings that RL Baselines3 Zoo publishes for the task, of MuJoCo's those for Gymnasium's older
 release, on their own vectors of Gymnasium's environments. The Zoo has none for the two tasks that come from DeepMind
 Control, where they have those of HalfCheetah and Walker2d (`pip install "shimmy[dm-control]"`), nor for gymnax's
-Breakout-MinAtar, where REPPO is alone. Returns are means over ten greedy episodes; seeds 10 to 14. "At a third" is what a
-run had after a third of the time; where it had not been evaluated since, that is its untrained policy. "Of the run" is
-the mean after all of an algorithm's steps, where every run made them: REPPO's are 401,408, which it has made long before
-the time is up, but on Ant. Machine: {hardware("against.json")}; of CheetahRun and WalkerWalk an AMD EPYC, one run at a
-time, with tests on the other core.
+Breakout-MinAtar, where REPPO is alone. The rows of WalkerWalk by sb3-ppo and sbx-ppo were made with the network of
+HalfCheetah's settings (256 x 256, ReLU), which the Zoo does not have for Walker2d, and have not been run again. Returns are
+means over ten greedy episodes; seeds 10 to 14. "At a third" is what a run had after a third of the time; where it had not
+been evaluated since, that is its untrained policy. "Of the run" is the mean after all of an algorithm's steps, where every
+run made them: REPPO's are 401,408, which it has made long before the time is up, but on Ant.
+Machine: {hardware("against.json")}; of CheetahRun and WalkerWalk an AMD EPYC, one run at a time, with tests on the other
+core.
 
 REPPO's runs of Pendulum, CartPole, HalfCheetah and Ant were made later than the others', on a processor of the same kind
 in an hour when REPPO took 1.3 to 1.6 times as long for the same steps, and with other programs on the other core. That is
