@@ -375,7 +375,9 @@ def test_the_toy_is_drawn_or_said_to_be_damaged(root: Path, tmp_path: Path) -> N
     assert "toy_gradients.csv is damaged" in markdown([section])
 
 
-def test_runs_are_compared_in_equal_time(tmp_path: Path) -> None:
+def test_runs_are_compared_in_equal_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Line] = []
+    monkeypatch.setattr(beside.figures, "lines", lambda curves, *_, **__: drawn.extend(curves) or "<svg></svg>")
     header = "task,algorithm,seed,compared_at,finished,seconds,env_steps,return,return_std,episodes,command"
     evaluations = {  # seconds and returns
         ("reppo", 1): [(10, -5), (30, 2), (80, 10), (130, 40)],
@@ -397,6 +399,11 @@ def test_runs_are_compared_in_equal_time(tmp_path: Path) -> None:
         ["Ant-v5", "sb3-sac", "120", "-1", "7", "7", "7"],
     ]
     assert [figure.id for figure in blocks([section], Figure)] == ["against-Ant-v5"]
+    assert [(line.name, line.x[0], line.y[0]) for line in drawn] == [
+        ("reppo", 11, -6),
+        ("sb3-ppo", 5, -1),
+        ("sb3-sac", 5, -1),
+    ]
     (tmp_path / "against.csv").write_text("\n".join([header, rows[0].replace("reppo,1,120", "reppo,1,never")]))
     (section,) = beside.in_equal_time(tmp_path)
     assert "against.csv is damaged" in markdown([section])

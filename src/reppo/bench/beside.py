@@ -376,13 +376,15 @@ def compared(task: str, rows: Rows) -> tuple[Figure, list[list[str]]]:
         ]
         # What a run shows is its last evaluation; before its first one, it has not learned anything yet.
         seen = np.stack([y[np.maximum(np.searchsorted(x, grid, side="right") - 1, 0)] for x, y in runs], axis=-1)
-        drawn.append(Line(algorithm, grid, *statistics.sample_efficiency([seen], statistics.mean, resamples=500)))
+        curve = statistics.sample_efficiency([seen], statistics.mean, resamples=500)
+        begun = grid >= max(x[0] for x, _ in runs)
+        drawn.append(Line(algorithm, grid[begun], *(values[begun] for values in curve)))
         means = seen.mean(axis=1)
         every = ", ".join(whole(value) for value in seen[-1])
         of_run = whole(np.mean([y[-1] for _, y in runs])) if all(row["finished"] == "True" for row in own) else "-"
         table.append([task, algorithm, whole(budget), whole(means[len(grid) // 3]), whole(means[-1]), every, of_run])
     image = figures.lines(drawn, task, x="seconds", y="return")
-    caption = f"Mean return over {len({row['seed'] for row in rows})} seeds."
+    caption = f"Mean return over {len({row['seed'] for row in rows})} seeds, from when each has been evaluated."
     return Figure(f"against-{task}", f"{task}, in equal time", image, caption), table
 
 
