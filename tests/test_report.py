@@ -17,10 +17,11 @@ from helpers import TINY
 
 from reppo import cli
 from reppo.bench import beside, records, report
-from reppo.bench.figures import CROWDED, FONTS, Bar, Line, bars, inlined, lines, multiples
+from reppo.bench.figures import COLOURS as COLOURS_OF_FIGURES
+from reppo.bench.figures import CROWDED, FONTS, Bar, Line, bars, inlined, lines, multiples, styles
 from reppo.bench.page import Figure, Missing, Note, Section, Table, html, markdown
 from reppo.bench.records import Key, Record, Status
-from reppo.bench.statistics import REF_BEST
+from reppo.bench.statistics import PER_1000, REF_BEST
 from reppo.bench.suites import SUITES
 from reppo.config import ConfigError
 from reppo.toy.figure import COLOURS
@@ -119,11 +120,12 @@ def test_a_page_that_is_not_ours_is_not_replaced(results: Path, tmp_path: Path, 
 def test_the_numbers_are_those_of_the_runs(sections: list[Section]) -> None:
     rows = {(row[0], row[1]): row for row in table(sections, "estimators-aggregates").rows}
     # Finals 900, 910, 920, 930 on both tasks; and 300, 301.
+    # Of two tasks the median of their means is the mean, and left out.
+    assert list(table(sections, "estimators-aggregates").header[2:]) == ["IQM", "mean", "seeds a task"]
     assert all(cell.startswith("0.915 [0.9") for cell in rows["reppo", "/1000"][2:4])
-    assert rows["reppo", "/1000"][4].startswith("0.915 [0.9")
-    assert rows["reppo-score_gae", "/1000"][4].startswith(("0.300 ", "0.301 "))
-    assert rows["reppo", "ref_best"][4].startswith(f"{(915 / 999.8 + 915 / 875.4) / 2:.3f} ")
-    assert [rows[a, "/1000"][5] for a in ("reppo", "reppo-score_gae")] == ["4", "2"]
+    assert rows["reppo-score_gae", "/1000"][3].startswith(("0.300 ", "0.301 "))
+    assert rows["reppo", "ref_best"][3].startswith(f"{(915 / 999.8 + 915 / 875.4) / 2:.3f} ")
+    assert [rows[a, "/1000"][4] for a in ("reppo", "reppo-score_gae")] == ["4", "2"]
     reliability = {row[0]: row[1:] for row in table(sections, "estimators-reliability-table").rows}
     assert reliability["reppo"] == ["1.000 [1.000, 1.000]", "1.00", "1.00"]
     assert reliability["reppo-score_gae"] == ["0.000 [0.000, 0.000]", "0.00", "0.00"]
@@ -145,7 +147,8 @@ def test_unequal_steps_are_told_of(sections: list[Section]) -> None:
     assert found["laptop-aggregates"].caption == f"Over 1 task: CartpoleBalance. {told}"
     assert all(found[f"laptop-{part}"].caption.endswith(told) for part in ("profile", "reliability-table", "improvement"))
     # Each has reached tau at its own end, though only the second one at the end of both.
-    assert [row[1] for row in found["laptop-reliability-table"].rows] == ["1.000 [1.000, 1.000]"] * 2
+    # The interval is Wilson's of 1 of 1: from 1 / (1 + 1.96^2).
+    assert [row[1] for row in found["laptop-reliability-table"].rows] == ["1.000 [0.207, 1.000]"] * 2
 
 
 def test_reliability_is_seen_at_the_evaluations() -> None:
@@ -158,7 +161,7 @@ def test_reliability_is_seen_at_the_evaluations() -> None:
     )
     blocks = report.aggregates("x", {"reppo": [group]}, (REF_BEST,))
     found = next(block for block in blocks if isinstance(block, Table) and block.id == "x-reliability-table")
-    assert found.rows[0][1:] == ["1.000 [1.000, 1.000]", "0.00", "1.00"]
+    assert found.rows[0][1:] == ["1.000 [0.207, 1.000]", "0.00", "1.00"]
 
 
 def test_a_run_that_failed_keeps_its_return_until_the_end(tmp_path: Path) -> None:
@@ -169,8 +172,8 @@ def test_a_run_that_failed_keeps_its_return_until_the_end(tmp_path: Path) -> Non
     records.write(failed, tmp_path)
     sections = report.page(tmp_path)
     rows = {row[1]: row for row in table(sections, "estimators-aggregates").rows}
-    assert rows["/1000"][4].startswith("0.850 ")  # (4 * 1000 + 250) / 5
-    assert rows["/1000"][5] == "5"
+    assert rows["/1000"][3].startswith("0.850 ")  # (4 * 1000 + 250) / 5
+    assert rows["/1000"][4] == "5"
     # The others count at their own end, where they are above tau, and not where the first one ended.
     assert table(sections, "estimators-reliability-table").rows[0][1].startswith("0.800 ")
     assert "killed" in markdown(sections)
@@ -190,7 +193,7 @@ def test_success_is_its_own_normaliser(tmp_path: Path) -> None:
         suite_of(tmp_path, "maniskill8", tasks[1], seed, [9.0, 1.0, 1.0])
     sections = report.page(tmp_path)
     rows = table(sections, "maniskill8-aggregates").rows
-    assert [(row[1], row[4][:6]) for row in rows] == [("success_once", "0.875 "), ("success_at_end", "0.750 ")]
+    assert [(row[1], row[3][:6]) for row in rows] == [("success_once", "0.875 "), ("success_at_end", "0.750 ")]
     figures = {figure.id: figure for figure in blocks(sections, Figure)}
     assert ">IQM, success_once<" in figures["maniskill8-sample-efficiency"].svg
     assert ">success_once<" in figures["maniskill8-maniskill-PokeCube-v1"].svg
@@ -210,7 +213,20 @@ def test_humanoids_are_compared_with_the_best_published_means(tmp_path: Path) ->
         suite_of(tmp_path, "humanoid", "playground:G1JoystickFlatTerrain", seed, [33.9 / 2])
         suite_of(tmp_path, "humanoid", "playground:T1JoystickRoughTerrain", seed, [29.2])
     (row,) = table(report.page(tmp_path), "humanoid-aggregates").rows
-    assert row[1:5] == ["ref_best", *["0.750 [0.750, 0.750]"] * 3]
+    assert row[1:4] == ["ref_best", *["0.750 [0.750, 0.750]"] * 2]
+
+
+def test_three_tasks_have_a_median_of_their_means() -> None:
+    def group(env: str, last: float) -> report.Group:
+        curve = np.array([[0, 0, 0, 0, 1], [8, 9, last, 0, 1.0]])
+        return report.Group(
+            "reppo", env, [Record(Key("s", "reppo", env, 0), "complete", "", DESCRIPTION, 1, 1, None, curve)]
+        )
+
+    groups = [group(env, last) for env, last in zip((*TASKS, "playground:WalkerRun"), (100, 200, 900), strict=True)]
+    found = next(b for b in report.aggregates("s", {"reppo": groups}, (PER_1000,)) if isinstance(b, Table))
+    assert list(found.header[3:5]) == ["median of task means", "mean"]
+    assert found.rows[0][3:5] == ["0.200 [0.200, 0.200]", "0.400 [0.400, 0.400]"]
 
 
 def test_unequal_seeds_and_failures_are_shown(sections: list[Section]) -> None:
@@ -260,6 +276,25 @@ def test_published_figures_are_drawn(root: Path, tmp_path: Path, monkeypatch: py
     assert ids == {f"published-{name}" for name in names}
     curves = {line.name: line for line in beside.Published(tmp_path / "published").task("CheetahRun")}
     assert curves["reppo_large"].y[-1] == pytest.approx(920, abs=40)
+
+
+def test_published_ablations_say_how_many_runs_they_have(root: Path) -> None:
+    (figure,) = beside.published_ablations(beside.Published(root / "results" / "published"))
+    assert isinstance(figure, Figure)
+    assert ">no_hlgauss (16 tasks, 41 runs)<" in figure.svg
+    assert "no_hlgauss 1 and 2" in figure.caption
+
+
+def test_published_times_are_compared_on_the_tasks_that_all_have(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "wallclock_aggregates.csv").write_text(
+        "algorithm,seconds,n_tasks,mean_norm,mean_norm_20tasks\nreppo_large,60,23,0.4,0.5\nppo_50M,60,20,0.45,0.45\n"
+    )
+    drawn = {line.name: line.y.tolist() for line in beside.Published(tmp_path).wall_clock()}
+    assert drawn == {"reppo_large": [0.5], "ppo_50M": [0.45]}  # over all 23, REPPO would be below PPO
+    (figure,) = beside.published_wall_clock(beside.Published(root / "results" / "published"))
+    assert isinstance(figure, Figure)
+    assert "the 20 tasks that all have" in figure.title
+    assert "FastTD3 has no published times." in figure.caption
 
 
 @pytest.mark.parametrize(
@@ -319,8 +354,15 @@ def test_the_toy_is_drawn_or_said_to_be_damaged(root: Path, tmp_path: Path) -> N
     assert [paths.id, variance.id, bias.id] == ["toy-paths", "toy-variance", "toy-bias"]
     assert all("pathwise, weak surrogate" in figure.svg for figure in (paths, variance, bias))
     assert "12 paths" in paths.caption
+    assert "every tenth step" in paths.caption
     for colour in COLOURS.values():  # of lines, and not of the points where they end
         assert len(re.findall(rf'd="M [^"]*" [^>]*style="fill: none; stroke: {colour.lower()}', paths.svg)) == 12
+    # In the other figures, too, and with a point for each of three numbers of samples: hollow where no bias is measured.
+    for figure, unmeasured in ((variance, ()), (bias, ("score", "pathwise"))):
+        for name, colour in COLOURS.items():
+            stroke = f'; stroke: {colour.lower()}"'
+            hollow, filled = f'style="fill-opacity: 0{stroke}', f'style="fill: {colour.lower()}{stroke}'
+            assert (figure.svg.count(hollow), figure.svg.count(filled)) == ((3, 0) if name in unmeasured else (0, 3))
     table = (tmp_path / "toy_paths.csv").read_text()
     for damaged in (table[: len(table) // 2], table[:-90], table.replace("weak,", "week,"), "a,b\n1,2\n"):
         (tmp_path / "toy_paths.csv").write_text(damaged)
@@ -333,7 +375,9 @@ def test_the_toy_is_drawn_or_said_to_be_damaged(root: Path, tmp_path: Path) -> N
     assert "toy_gradients.csv is damaged" in markdown([section])
 
 
-def test_runs_are_compared_in_equal_time(tmp_path: Path) -> None:
+def test_runs_are_compared_in_equal_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Line] = []
+    monkeypatch.setattr(beside.figures, "lines", lambda curves, *_, **__: drawn.extend(curves) or "<svg></svg>")
     header = "task,algorithm,seed,compared_at,finished,seconds,env_steps,return,return_std,episodes,command"
     evaluations = {  # seconds and returns
         ("reppo", 1): [(10, -5), (30, 2), (80, 10), (130, 40)],
@@ -355,15 +399,65 @@ def test_runs_are_compared_in_equal_time(tmp_path: Path) -> None:
         ["Ant-v5", "sb3-sac", "120", "-1", "7", "7", "7"],
     ]
     assert [figure.id for figure in blocks([section], Figure)] == ["against-Ant-v5"]
+    assert [(line.name, line.x[0], line.y[0]) for line in drawn] == [
+        ("reppo", 11, -6),
+        ("sb3-ppo", 5, -1),
+        ("sb3-sac", 5, -1),
+    ]
     (tmp_path / "against.csv").write_text("\n".join([header, rows[0].replace("reppo,1,120", "reppo,1,never")]))
     (section,) = beside.in_equal_time(tmp_path)
     assert "against.csv is damaged" in markdown([section])
 
 
-def test_seconds_before_the_first_evaluation_count_as_nothing() -> None:
+def test_a_run_has_what_it_showed_last() -> None:
     curve = np.array([[0, 10.0, 5, 0, 1], [8, 20.0, 7, 0, 1]])
     run = Record(Key("s", "reppo", "e", 0), "complete", "", {}, 1, 1, None, curve)
-    assert report.run_on(run, np.array([0.0, 10.0, 19.0, 25.0]), "seconds").tolist() == [0, 5, 5, 7]
+    assert report.run_on(run, np.array([10.0, 19.0, 20.0, 25.0]), "seconds").tolist() == [5, 5, 7, 7]
+
+
+def test_curves_against_seconds_begin_where_every_run_has_been_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Line] = []
+    monkeypatch.setattr(report.figures, "lines", lambda curves, *_, **__: drawn.extend(curves) or "<svg></svg>")
+
+    def run(seed: int, first: float, cpu: str) -> Record:
+        curve = np.array([[0, first, 100, 0, 1], [8, 50.0, 900, 0, 1]])
+        description = {**DESCRIPTION, "hardware": {**DESCRIPTION["hardware"], "cpu": cpu}}
+        return Record(Key("s", "reppo", TASKS[0], seed), "complete", "", description, 1, 1, None, curve)
+
+    def figure(*cpus: str) -> Figure:
+        runs = [run(seed, 10.0 + seed, cpu) for seed, cpu in enumerate(cpus)]
+        return report.wall_clock("s", {"reppo": [report.Group("reppo", TASKS[0], runs)]}, PER_1000)
+
+    caption = figure("Slow", "Slow", "Fast", "Slow").caption
+    assert (drawn[0].x[0], drawn[0].x[-1]) == (13, 50)
+    assert (drawn[0].y[0], drawn[0].y[-1]) == (0.1, 0.9)  # not 0, which no policy had
+    assert caption.endswith("Not all on the same hardware: seeds 2 on Fast, 2 cores; seeds 0 to 1, 3 on Slow, 2 cores.")
+    assert "hardware" not in figure("Slow", "Slow").caption
+
+
+def test_an_algorithm_has_its_colour_in_every_figure() -> None:
+    def colours(*names: str, published: bool = False) -> list[str]:
+        x = np.arange(2.0)
+        return [COLOURS_OF_FIGURES.index(colour) for colour, _ in styles([Line(n, x, x, x, x, published) for n in names])]
+
+    assert colours("reppo", "reppo-averaged", "ppo", "sac") == [0, 6, 3, 4]
+    assert colours("reppo", "ppo") == [0, 3]
+    assert colours("sac", "reppo") == [4, 0]
+    # Others have what is left; so has the second of two that share a colour.
+    assert colours("mine", "reppo", "ppo") == [1, 0, 3]
+    assert colours("ppo", "sb3-ppo") == [3, 0]
+    assert colours("reppo_large", "ppo", published=True) == [0, 1]  # dashed, in their own order
+    assert len(set(colours(*"abcdefg"))) == 7
+
+
+def test_the_first_and_last_bars_are_whole() -> None:
+    # A mark is 11 points high, and the frame would cut it if it ended near its middle.
+    image = bars([Bar("a", 1, 0, 2), Bar("b", 1, 0, 2)], "bars", x="x")
+    (frame,) = re.findall(r'<rect x="[^"]*" y="([\d.]*)" width="[^"]*" height="([\d.]*)"', image)
+    top, height = map(float, frame)
+    middles = [float(y) for y in re.findall(r'd="M [\d.]+ ([\d.]+) [^>]*stroke-width: 5"', image)]
+    assert len(middles) == 2
+    assert all(top + 6 < y < top + height - 6 for y in middles)
 
 
 def test_many_curves_have_a_panel_each_beside_the_first() -> None:
@@ -415,12 +509,33 @@ def test_the_papers_order_is_told_of_either_way() -> None:
         return [np.full(4, value) for value in values]
 
     of = {"reppo": scores(0.9, 0.8), "reppo-score_q": scores(0.5, 0.2), "reppo-score_gae": scores(0.3, 0.4)}
+    q_gae, first = "reppo-score_q - reppo-score_gae", "reppo - reppo-score_q"
+    # Over both tasks the last two have the same interquartile mean: (0.2 + 0.5) / 2 and (0.3 + 0.4) / 2.
     assert report.ordering(of, TASKS).text == (
-        "The paper's order of gradient estimators is reppo, reppo-score_q, reppo-score_gae. By IQM, ref_best: "
-        "On CartpoleBalance it holds: reppo 0.900, reppo-score_q 0.500, reppo-score_gae 0.300. "
-        "On CartpoleSwingup it does not hold: reppo 0.800, reppo-score_gae 0.400, reppo-score_q 0.200. "
-        "Over all of them it does not hold: reppo 0.850, reppo-score_q 0.350, reppo-score_gae 0.350."
+        "The paper's order of gradient estimators is reppo, reppo-score_q, reppo-score_gae. By IQM, ref_best, with "
+        "differences of neighbours and their bootstrap intervals: "
+        "On CartpoleBalance it holds: reppo 0.900, reppo-score_q 0.500, reppo-score_gae 0.300; "
+        f"{first} 0.400 [0.400, 0.400], {q_gae} 0.200 [0.200, 0.200]. "
+        "On CartpoleSwingup it does not hold: reppo 0.800, reppo-score_gae 0.400, reppo-score_q 0.200; "
+        f"{first} 0.600 [0.600, 0.600], {q_gae} -0.200 [-0.200, -0.200]. "
+        "Over all of them it cannot be told apart from chance: reppo 0.850, reppo-score_q 0.350, reppo-score_gae 0.350; "
+        f"{first} 0.500 [0.500, 0.500], {q_gae} 0.000 [0.000, 0.000]."
     )
+
+
+def test_an_order_within_chance_neither_holds_nor_fails() -> None:
+    def text(*runs: list[float]) -> str:
+        names = ("reppo", "reppo-score_q", "reppo-score_gae")
+        return report.ordering({name: [np.array(own)] for name, own in zip(names, runs, strict=True)}, TASKS[:1]).text
+
+    low, middle, high, wide = [0.1, 0.2] * 3, [0.4, 0.5] * 3, [0.8, 0.9] * 3, [0.0, 1.0] * 3
+    assert "On CartpoleBalance it holds: " in text(high, middle, low)
+    assert "it does not hold: " in text(middle, high, low)
+    assert "it cannot be told apart from chance: " in text(high, low, low)  # a tie
+    assert "it cannot be told apart from chance: " in text(high, wide, low)  # in the paper's order, by means
+    assert "it cannot be told apart from chance: " in text(high, low, wide)  # in another, by means
+    assert "it does not hold: " in text(low, high, wide)  # one pair is enough to refute it
+    assert "it cannot be told apart from chance: " in text([0.9], [0.5], [0.1])  # one run says nothing of chance
 
 
 def test_what_each_part_is_worth_is_ranked_either_way(tmp_path: Path) -> None:
@@ -428,14 +543,19 @@ def test_what_each_part_is_worth_is_ranked_either_way(tmp_path: Path) -> None:
         return [np.full(4, value) for value in values]
 
     of = {"reppo": scores(0.9, 0.7), "reppo-no_aux": scores(0.7, 0.6), "reppo-small": scores(0.1, 0.1)}
+    of["reppo-no_kl"] = scores(0.4, 0.2)  # like less data, it is not among what HL-Gauss is compared with
     found, note = report.worth("parts", {**of, "reppo-mse": scores(0.5, 0.5)}, "ref_best")
     assert isinstance(found, Table)
     assert [(row[0], row[2]) for row in found.rows] == [
         ("reppo-small", "0.700 [0.700, 0.700]"),
+        ("reppo-no_kl", "0.500 [0.500, 0.500]"),
         ("reppo-mse", "0.300 [0.300, 0.300]"),
         ("reppo-no_aux", "0.150 [0.150, 0.150]"),
     ]
-    said = "In the paper, HL-Gauss is the part that matters most. By the mean over the run, ref_best, it "
+    said = (
+        "In the paper, HL-Gauss matters most of the parts other than the KL constraint. By the mean over the run, ref_best, "
+        "it "
+    )
     assert note == Note(f"{said}holds: the drop of reppo-mse, 0.300 [0.300, 0.300], is the largest of 2.")
     unsure = [np.array([0.0, 1.8]), np.array([0.0, 0.0])]
     _, note = report.worth("parts", {**of, "reppo-mse": unsure}, "ref_best")

@@ -42,6 +42,11 @@ def test_settings_are_the_zoos_for_the_task_and_the_librarys_elsewhere() -> None
     assert (found.num_envs, found.n_steps, found.gae_lambda, found.anneal_clip_range) == (8, 32, 0.8, True)
     assert sb3.presets("gymnasium:Acrobot-v1", "sb3-ppo")["cpu"] == PPOConfig()
     assert sb3.presets("gymnasium:Ant-v5", "sb3-sac")["published"].learning_starts == 10_000
+    # Nothing of a network: the Zoo has none for this robot.
+    assert sb3.presets("gymnasium:Walker2d-v5", "sb3-ppo")["published"] == PPOConfig(
+        normalize=True, batch_size=32, n_steps=512, gamma=0.99, learning_rate=5.05041e-5, ent_coef=0.000585045,
+        clip_range=0.1, n_epochs=20, gae_lambda=0.95, max_grad_norm=1.0, vf_coef=0.871923,
+    )  # fmt: skip
     for (task, algorithm), changes in sb3.ZOO.items():
         config = sb3.presets(f"gymnasium:{task}", algorithm)["published"]
         config.validate()

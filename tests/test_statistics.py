@@ -136,6 +136,16 @@ def test_the_interval_of_a_mean_is_that_of_its_standard_error() -> None:
     assert interval.high == pytest.approx(runs.mean() + error, abs=0.01)
 
 
+def test_a_share_of_which_all_runs_agree_has_an_interval_too() -> None:
+    # Of n of n the lower end is n / (n + z^2): 10 / 13.8415. Of 5 of 10 it is 1/2 +- z / (2 sqrt(10 + z^2)).
+    assert statistics.wilson(10, 10) == pytest.approx((1.0, 0.7225, 1.0), abs=1e-4)
+    assert statistics.wilson(0, 10) == pytest.approx((0.0, 0.0, 0.2775), abs=1e-4)
+    assert statistics.wilson(5, 10) == pytest.approx((0.5, 0.5 - 0.2634, 0.5 + 0.2634), abs=1e-4)
+    for count, total in ((0, 0), (3, 2), (-1, 2)):
+        with pytest.raises(ValueError, match="no share"):
+            statistics.wilson(count, total)
+
+
 def test_the_interval_of_a_difference_is_that_of_both_standard_errors() -> None:
     rng = np.random.default_rng(0)
     first, second = [rng.normal(5, 3, 400)], [rng.normal(4, 4, 400)]

@@ -23,6 +23,22 @@ Array = NDArray[np.float64]
 INK = "#010203"  #: stands for the page's own colour until it is written
 COLOURS = (*SEED_COLOURS, INK)
 COLOUR_NAMES = ("blue", "red", "green", "pink", "orange", "light blue")
+#: Colours of algorithms, the same in every figure; those that share one are in different suites.
+OWN = {
+    name: COLOURS[i]
+    for i, names in enumerate(
+        (
+            ("reppo",),
+            ("reppo-score_q", "reppo-medium", "sbx-ppo"),
+            ("reppo-score_gae", "reppo-small", "sbx-sac"),
+            ("ppo", "sb3-ppo"),
+            ("sac", "sb3-sac"),
+            ("fasttd3",),
+            ("reppo-averaged",),
+        )
+    )
+    for name in names
+}
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  #: with which lines that share a colour are told apart
 CROWDED = len(COLOURS) + 1  #: so many curves in one figure are not told apart
 FONTS = "'DejaVu Sans', 'Verdana', sans-serif"  #: as Matplotlib writes those of `STYLE`
@@ -59,6 +75,8 @@ class Line(NamedTuple):
     low: Array
     high: Array
     published: bool = False
+    style: tuple[str, object] | None = None  #: colour and dash, where `styles` does not choose them
+    hollow: NDArray[np.bool_] | None = None  #: points are drawn, these of them hollow; without it, none are
 
 
 class Bar(NamedTuple):
@@ -119,10 +137,17 @@ def escaped(text: str) -> str:
 
 
 def styles(lines: Sequence[Line | Bar]) -> list[tuple[str, object]]:
-    """Colour and dash of each: ours are solid, and what was published is dashed."""
-    found = []
+    """Colour and dash of each: ours are solid, and what was published is dashed. An algorithm of `OWN` has its colour in
+    every figure, and others the first that is free among those of their dash."""
+    found: list[tuple[str, object]] = []
     for i, line in enumerate(lines):
-        found.append((COLOURS[i % len(COLOURS)], DASHES[1 if line.published else 0]))
+        dash = DASHES[1 if line.published else 0]
+        taken = {colour for colour, other in found if other == dash}
+        kept = {OWN[other.name] for other in lines[i:] if other.name in OWN and not line.published}
+        free = [colour for colour in COLOURS if colour not in taken | kept]
+        own = "" if line.published else OWN.get(line.name, "")
+        chosen = own if own and own not in taken else [*free, COLOURS[i % len(COLOURS)]][0]
+        found.append((isinstance(line, Line) and line.style) or (chosen, dash))
     return found
 
 
@@ -143,6 +168,9 @@ def lines(
         for curve, (colour, dash) in zip(curves, styles(curves), strict=True):
             axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
             axes.plot(curve.x, curve.y, color=colour, linestyle=dash, linewidth=1.6, label=curve.name)
+            if curve.hollow is not None:
+                for shown, face in ((~curve.hollow, colour), (curve.hollow, "none")):
+                    axes.plot(curve.x[shown], curve.y[shown], "o", markersize=4.5, color=colour, markerfacecolor=face)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         if log:
@@ -200,7 +228,7 @@ def bars(values: Sequence[Bar], title: str, *, x: str, reference: float | None =
         if reference is not None:
             axes.axvline(reference, color=INK, linewidth=0.8, linestyle=DASHES[1])
         axes.set_yticks(range(len(values)), [bar.name for bar in values])
-        axes.invert_yaxis()
+        axes.set_ylim(len(values) - 0.5, -0.5)  # downwards, with room for whole bars at both ends
         axes.set_xlabel(x)
         axes.grid(axis="x")
 

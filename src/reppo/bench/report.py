@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reppo.bench import figures, records, statistics, suites
-from reppo.bench.beside import GRID, TAU, Published, in_equal_time, one_preset, published_sections, toy
+from reppo.bench.beside import GRID, MEDIAN, TAU, Published, in_equal_time, one_preset, published_sections, toy
 from reppo.bench.figures import Bar, Line
 from reppo.bench.page import Block, Figure, Missing, Note, Section, Table, html, markdown
 from reppo.bench.records import SUCCESS, Record
 from reppo.bench.runner import unsuited
 from reppo.bench.statistics import PER_1000, REF_BEST, Interval
-from reppo.bench.suites import ABLATIONS, DMC23, ESTIMATORS, HUMANOID, NO_HL_GAUSS, REPPO, SUITES, dmc_task
+from reppo.bench.suites import ABLATIONS, DMC23, ESTIMATORS, HUMANOID, NO_HL_GAUSS, NO_KL, REPPO, SUITES, dmc_task
 from reppo.config import ConfigError
 from reppo.files import replacing
 
@@ -109,7 +109,8 @@ def overview(found: records.Found, names: Sequence[str]) -> Section:
     blocks: list[Block] = [
         Note(
             "Learning curves, aggregates with intervals, and every run that was launched. Shaded and barred: 95 % "
-            "stratified bootstrap intervals over seeds; tasks weigh alike. Dashed: published, not measured here."
+            "stratified bootstrap intervals over seeds; tasks weigh alike. At ten seeds of one task bootstrap intervals are "
+            "somewhat too narrow. Dashed: published, not measured here."
         ),
         Note(f"{len(found.records)} runs of {', '.join(names) or 'no suite'}. Hardware: {'; '.join(hardware) or 'none'}."),
     ]
@@ -154,9 +155,8 @@ def run_on(run: Record, grid: Array, column: str, measure: str = "return") -> Ar
     values = run.measured(measure)
     if column == "steps":
         return statistics.on_grid(run.steps, values, grid)
-    # Before its first evaluation a run has nothing to show; afterwards it has what it showed last.
-    indices = np.searchsorted(run.curve[:, 1], grid, side="right") - 1
-    return np.where(indices < 0, 0.0, values[np.maximum(indices, 0)])
+    # A run has what it showed last; before its first evaluation it has learned nothing yet.
+    return values[np.maximum(np.searchsorted(run.curve[:, 1], grid, side="right") - 1, 0)]
 
 
 def groups_of(found: Sequence[Record]) -> list[Group]:
@@ -253,15 +253,18 @@ def aggregates(name: str, of: dict[str, list[Group]], normalisers: Sequence[str]
     # A run that ended early has the return that it had until the end of the others.
     ends = {algorithm: max(run.steps[-1] for group in groups for run in group.runs) for algorithm, groups in of.items()}
     grids = {algorithm: np.linspace(0, end, GRID) for algorithm, end in ends.items()}
+    # Of one or two tasks the median of their means is the mean.
+    shown_by = {head: f for head, f in statistics.AGGREGATES.items() if head != "median" or len(tasks) > 2}
     rows = []
     for normaliser in normalisers:
         for algorithm, groups in of.items():
             scores = [group.finals(normaliser) for group in groups]
-            values = [interval(statistics.bootstrap(scores, f)) for f in statistics.AGGREGATES.values()]
+            values = [interval(statistics.bootstrap(scores, f)) for f in shown_by.values()]
             seeds = [len(group.runs) for group in groups]
             shown = str(seeds[0]) if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
             rows.append([algorithm, normaliser, *values, shown])
-    header = ["algorithm", "normaliser", *statistics.AGGREGATES, "seeds a task"]
+    heads = [MEDIAN if head == "median" else head for head in shown_by]
+    header = ["algorithm", "normaliser", *heads, "seeds a task"]
     unequal = ""
     if max(ends.values()) > 1.1 * min(ends.values()):
         made = ", ".join(f"{algorithm} {end:,.0f}" for algorithm, end in ends.items())
@@ -290,7 +293,7 @@ def aggregates(name: str, of: dict[str, list[Group]], normalisers: Sequence[str]
         steps = np.unique(np.concatenate([run.steps for group in groups for run in group.runs]))
         c = [group.on(steps, main) for group in groups]
         found = statistics.reliability(c, TAU)
-        at_end = statistics.bootstrap([curve[-1] for curve in c], lambda s: statistics.reliable_at_end(s, TAU))
+        at_end = share_at_end([curve[-1] for curve in c])
         rows.append([algorithm, interval(at_end), f"{found.never_dropped:.2f}", f"{found.reached:.2f}"])
         drawn.append(Line(algorithm, steps, found.from_step, found.from_step, found.from_step))
     title = f"Reliability at tau = {TAU}, {name}"
@@ -299,7 +302,9 @@ def aggregates(name: str, of: dict[str, list[Group]], normalisers: Sequence[str]
         image = figures.lines(drawn, title, x="environment steps", y="share of runs", y_range=(-0.02, 1.02))
         yield Figure(f"{name}-reliability", title, image, caption)
     header = ["algorithm", "at the end", "never dropped after first reaching it", "ever reached"]
-    yield Table(title, header, rows, f"Shares of runs, {main}.{unequal}", id=f"{name}-reliability-table")
+    which = "Wilson's, of the one task" if len(tasks) == 1 else "bootstrap"
+    caption = f"Shares of runs, {main}; intervals: {which}.{unequal}"
+    yield Table(title, header, rows, caption, id=f"{name}-reliability-table")
 
     first, *others = of
     if others:
@@ -314,19 +319,57 @@ def aggregates(name: str, of: dict[str, list[Group]], normalisers: Sequence[str]
         yield Figure(f"{name}-improvement", title, image, caption)
 
 
+def share_at_end(scores: list[Array]) -> Interval:
+    """Share of runs at or above `TAU`. Of one task it is a plain share; its bootstrap has no width where all runs agree."""
+    if len(scores) > 1:
+        return statistics.bootstrap(scores, lambda s: statistics.reliable_at_end(s, TAU))
+    return statistics.wilson(int(np.sum(scores[0] >= TAU)), scores[0].shape[-1])
+
+
 def wall_clock(name: str, of: dict[str, list[Group]], normaliser: str) -> Figure:
     drawn = []
     for algorithm, groups in of.items():
-        seconds = np.linspace(0, max(run.curve[-1, 1] for group in groups for run in group.runs), GRID)
+        times = [run.curve[[0, -1], 1] for group in groups for run in group.runs]
+        seconds = np.linspace(max(first for first, _ in times), max(last for _, last in times), GRID)
         c = [group.on(seconds, normaliser, "seconds") for group in groups]
         drawn.append(Line(algorithm, seconds, *statistics.sample_efficiency(c, resamples=500)))
     title = f"Wall-clock, {name}"
     caption = (
-        "Seconds since the process began, compilation included, and 0 before the first evaluation; where seeds shared a "
-        "process, of all of them together. They depend on what else the machine does, which docs/benchmarks.md tells."
+        "Seconds since the process began, compilation included, from a cache where there was one; where seeds shared a "
+        "process, of all of them together. A curve begins where every run has been evaluated. Seconds depend on what else "
+        "the machine does, which docs/results.md tells."
     )
+    caption += unlike_hardware([run for groups in of.values() for group in groups for run in group.runs])
     image = figures.lines(drawn, title, x="seconds", y=f"IQM, {normaliser}")
     return Figure(f"{name}-wall-clock", title, image, caption)
+
+
+def unlike_hardware(runs: Sequence[Record]) -> str:
+    """Which runs were made where, if not all on the same hardware: their seconds are not comparable."""
+    where: dict[str, list[Record]] = {}
+    for run in runs:
+        where.setdefault(run.hardware, []).append(run)
+    if len(where) < 2:
+        return ""
+    every = {run.key.algorithm for run in runs}
+    parts = []
+    for hardware in sorted(where):
+        algorithms = {run.key.algorithm for run in where[hardware]}
+        of = "" if algorithms == every else f" of {', '.join(sorted(algorithms))}"
+        parts.append(f"seeds {spans({run.key.seed for run in where[hardware]})}{of} on {hardware}")
+    return f" Not all on the same hardware: {'; '.join(parts)}."
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """``0 to 2, 5``."""
+    ordered = sorted(numbers)
+    found: list[list[int]] = []
+    for number in ordered:
+        if found and number == found[-1][-1] + 1:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in found)
 
 
 def profile(name: str, of: dict[str, list[Group]], normaliser: str, unequal: str) -> Figure:
@@ -346,20 +389,39 @@ def ordering(scores: dict[str, list[Array]], tasks: Sequence[str]) -> Note:
     """Whether the estimators come out as in the paper, by their interquartile means: on each task, and over all."""
 
     def verdict(where: str, chosen: slice) -> str:
-        found = {a: float(statistics.AGGREGATES["IQM"](s[chosen])) for a, s in scores.items()}
-        holds = all(found[a] > found[b] for a, b in itertools.pairwise(ESTIMATORS))
-        here = ", ".join(f"{a} {found[a]:.3f}" for a in sorted(found, key=lambda a: -found[a]))
-        return f"{where} it {'holds' if holds else 'does not hold'}: {here}."
+        of = {a: s[chosen] for a, s in scores.items()}
+        means = {a: float(statistics.iqm(s)) for a, s in of.items()}
+        pairs = [(a, b, statistics.difference(of[a], of[b], statistics.iqm)) for a, b in itertools.pairwise(ESTIMATORS)]
+        # The bootstrap of single runs has no width, which says nothing of chance.
+        several = all(task.shape[-1] > 1 for own in of.values() for task in own)
+        here = ", ".join(f"{a} {means[a]:.3f}" for a in sorted(means, key=lambda a: -means[a]))
+        apart = ", ".join(f"{a} - {b} {interval(found)}" for a, b, found in pairs)
+        return f"{where} it {order_verdict([found for *_, found in pairs]) if several else UNTOLD}: {here}; {apart}."
 
     found = [verdict(f"On {dmc_task(task) or task}", slice(i, i + 1)) for i, task in enumerate(tasks)]
     if len(tasks) > 1:
         found.append(verdict("Over all of them", slice(None)))
     order = ", ".join(ESTIMATORS)
-    return Note(f"The paper's order of gradient estimators is {order}. By IQM, {REF_BEST}: {' '.join(found)}")
+    return Note(
+        f"The paper's order of gradient estimators is {order}. By IQM, {REF_BEST}, with differences of neighbours and their "
+        f"bootstrap intervals: {' '.join(found)}"
+    )
+
+
+UNTOLD = "cannot be told apart from chance"
+
+
+def order_verdict(differences: Sequence[Interval]) -> str:
+    """Of each in an order minus the next: all of the intervals must be above zero for it to hold, and one below zero refutes
+    it. What is zero but for rounding is a tie."""
+    if all(found.low > 1e-9 for found in differences):
+        return "holds"
+    return "does not hold" if any(found.high < -1e-9 for found in differences) else UNTOLD
 
 
 def worth(name: str, scores: dict[str, list[Array]], normaliser: str) -> Iterator[Block]:
-    """What is lost with each part of REPPO, the greatest loss first, and whether that is HL-Gauss, as in the paper."""
+    """What is lost with each part of REPPO, the greatest loss first, and whether that is HL-Gauss, as in the paper, where
+    only the KL constraint matters more."""
     lost = {a: statistics.difference(scores[REPPO], s) for a, s in scores.items() if a != REPPO}
     ranked = sorted(lost, key=lambda a: -float(lost[a].estimate))
     rows = [[a, ABLATIONS[a].about, interval(lost[a])] for a in ranked]
@@ -369,7 +431,7 @@ def worth(name: str, scores: dict[str, list[Array]], normaliser: str) -> Iterato
         "negative number is a gain. The mean is over all evaluations but that of the untrained policy."
     )
     yield Table("What each part is worth", ["algorithm", "what differs", "drop"], rows, caption, id=f"{name}-parts")
-    parts = [a for a in ranked if ABLATIONS[a].data_divisor == 1]  # less data is not a part less
+    parts = [a for a in ranked if ABLATIONS[a].data_divisor == 1 and a != NO_KL]  # less data is not a part less
     place, found = parts.index(NO_HL_GAUSS) + 1, interval(lost[NO_HL_GAUSS])
     if place == 1:
         verdict = f"holds: the drop of {NO_HL_GAUSS}, {found}, is the largest of {len(parts)}"
@@ -379,11 +441,16 @@ def worth(name: str, scores: dict[str, list[Array]], normaliser: str) -> Iterato
             f"does not hold: the drop of {NO_HL_GAUSS}, {found}, is number {place} of {len(parts)}; the largest is that of "
             f"{parts[0]}, {interval(lost[parts[0]])}."
         )
-    yield Note(f"In the paper, HL-Gauss is the part that matters most. By the mean over the run, {normaliser}, it {verdict}")
+    yield Note(
+        "In the paper, HL-Gauss matters most of the parts other than the KL constraint. By the mean over the run, "
+        f"{normaliser}, it {verdict}"
+    )
 
 
 def interval(found: Interval, digits: int = 3) -> str:
-    return f"{found.estimate:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    # Adding zero makes -0.000 of a rounding error 0.000.
+    estimate, low, high = (f"{round(float(value), digits) + 0.0:.{digits}f}" for value in found)
+    return f"{estimate} [{low}, {high}]"
 
 
 def task_curves(name: str, groups: Sequence[Group], published: Published) -> Iterator[Block]:

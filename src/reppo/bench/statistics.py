@@ -25,6 +25,7 @@ Statistic = Callable[[Scores], Array]
 
 RESAMPLES = 2000  #: of a bootstrap, where a caller does not say
 CONFIDENCE = 0.95
+Z95 = 1.959964  #: standard deviations of a normal variable between which 95 % of it lies
 
 
 class Interval(NamedTuple):
@@ -145,6 +146,24 @@ def bootstrap(
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     low, high = np.quantile(statistic(resampled(scores, resamples, seed)), tails, axis=0)
     return Interval(estimate, low, high)
+
+
+def wilson(count: int, total: int) -> Interval:
+    r"""A share of independent runs with Wilson's 95 % interval, which has a width where all of them agree. With
+    $p = \text{count} / n$ and $z = 1.96$:
+
+    $$ \frac{p + \frac{z^2}{2n} \pm z \sqrt{\frac{p (1 - p)}{n} + \frac{z^2}{4 n^2}}}{1 + \frac{z^2}{n}} $$
+
+    Raises:
+        ValueError: where there are no runs, or fewer than are counted.
+    """
+    if not 0 <= count <= total or total == 0:
+        raise ValueError(f"no share: {count} of {total}")
+    share, square = count / total, Z95**2 / total
+    middle = (share + square / 2) / (1 + square)
+    half = np.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
+    low, high = np.clip([middle - half, middle + half], 0.0, 1.0)
+    return Interval(np.asarray(share), low, high)
 
 
 # ------------------------------------------------------------------------------------------------ comparisons

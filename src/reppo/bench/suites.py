@@ -228,8 +228,8 @@ class Suite:
 #: The gradient estimators, in the paper's order, best first.
 ESTIMATORS = (REPPO, "reppo-score_q", "reppo-score_gae")
 
-#: The part that matters most in the paper, taken out.
-NO_HL_GAUSS = "reppo-mse"
+#: The parts that matter most in the published ablations, taken out: the KL constraint, and of the others HL-Gauss.
+NO_KL, NO_HL_GAUSS = "reppo-no_kl", "reppo-mse"
 
 COMPARED = (*ESTIMATORS, *BASELINES)
 

@@ -189,7 +189,7 @@ def draw_bias(axes: Axes, outcome: Outcome) -> None:
 
 
 def draw_objective(axes: Axes, outcome: Outcome, settings: Settings) -> None:
-    """How far below its maximum the true objective is along the paths: the mean, and the range of the middle half."""
+    """How far below its maximum the true objective is along the paths: the median, and the range of the middle half."""
     best = best_mean(settings.std)[1]
     for name, paths in outcome.paths.items():
         steps = np.arange(settings.steps + 1)
