@@ -436,7 +436,7 @@ def test_curves_against_seconds_begin_where_every_run_has_been_evaluated(monkeyp
 
 
 def test_an_algorithm_has_its_colour_in_every_figure() -> None:
-    def colours(*names: str, published: bool = False) -> list[str]:
+    def colours(*names: str, published: bool = False) -> list[int]:
         x = np.arange(2.0)
         return [COLOURS_OF_FIGURES.index(colour) for colour, _ in styles([Line(n, x, x, x, x, published) for n in names])]
 

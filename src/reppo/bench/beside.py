@@ -378,7 +378,7 @@ def compared(task: str, rows: Rows) -> tuple[Figure, list[list[str]]]:
         seen = np.stack([y[np.maximum(np.searchsorted(x, grid, side="right") - 1, 0)] for x, y in runs], axis=-1)
         curve = statistics.sample_efficiency([seen], statistics.mean, resamples=500)
         begun = grid >= max(x[0] for x, _ in runs)
-        drawn.append(Line(algorithm, grid[begun], *(values[begun] for values in curve)))
+        drawn.append(Line(algorithm, grid[begun], curve.estimate[begun], curve.low[begun], curve.high[begun]))
         means = seen.mean(axis=1)
         every = ", ".join(whole(value) for value in seen[-1])
         of_run = whole(np.mean([y[-1] for _, y in runs])) if all(row["finished"] == "True" for row in own) else "-"
