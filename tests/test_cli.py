@@ -94,7 +94,7 @@ def user_env(directory: Path, *changes: tuple[str, str]) -> str:
 
 
 ENV = """\
-import jax.numpy as jnp
+import jax, jax.numpy as jnp
 import reppo
 
 class Mine(reppo.Env):
@@ -322,6 +322,11 @@ MISTAKES_BEFORE_THE_FIRST_STEP = {
         "return state, reppo",
         "raise SystemExit('no\\nmotor')\n        return state, reppo",
         ", in step: SystemExit: no",
+    ),
+    "callback": (
+        "jnp.float32(0.0)",
+        "jax.pure_callback(lambda: {}['torque'], jax.ShapeDtypeStruct((), 'float32'), vmap_method='sequential')",
+        "mine.py:11, in <lambda>: KeyError: 'torque'",
     ),
     "nan": ("return jnp.zeros(2)", "return jnp.array([0.0, jnp.nan])", "obs[1] of environment 0 is nan right after reset"),
     "no state": ("return state, reppo", "return reppo", "Mine: step must return (state, reppo.Transition), got 3 values"),

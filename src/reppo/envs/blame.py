@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import sysconfig
 from typing import Any
 
 #: What an environment's code may raise. ``sys.exit`` in it is a mistake like any other, and must not end a run in silence.
 FAILURES = (Exception, SystemExit)
 
+CALLBACK = os.path.join("jax", "_src", "callback.py")  #: where JAX calls a callback
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LIBRARIES = tuple({os.path.abspath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")})
 
 
 def one_line(error: BaseException) -> str:
     """An exception's type and the first line of its text."""
+    if raised := _in_callback(error):
+        return raised[1]
     text = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -29,6 +33,8 @@ def counted(returned: Any) -> str:
 def place(error: BaseException, package: str = "") -> str | None:
     """The innermost line that an exception has passed through outside of this program, of Python's library and of installed
     packages: ``mine.py:8, in step``. Of these, ``package`` counts nevertheless, as an environment may be in it."""
+    if raised := _in_callback(error):
+        return raised[0]
     found, traceback = None, error.__traceback__
     while traceback is not None:
         code, module = traceback.tb_frame.f_code, str(traceback.tb_frame.f_globals.get("__name__"))
@@ -42,6 +48,23 @@ def explained(error: BaseException, package: str = "") -> str:
     """An exception on one line, with its `place` where there is one."""
     where = place(error, package)
     return f"{one_line(error)}{f' ({where})' if where else ''}"
+
+
+def _in_callback(error: BaseException) -> tuple[str | None, str] | None:
+    """The place and the line of what a callback that a compiled program makes has raised: JAX has them as text alone."""
+    _, found, text = str(error).partition("error calling callback: Traceback")
+    if not found:
+        return None
+    places, line = [], ""
+    for line in text.splitlines()[1:]:
+        frame = re.match(r'\s*File "(.+)", line (\d+), in (.+)', line)
+        if frame and frame[1].endswith(CALLBACK):
+            places.clear()  # those before are of who has called the program
+        elif frame and _is_own(frame[1]):
+            places.append(f"{_shown(frame[1])}:{frame[2]}, in {frame[3]}")
+        elif not line.startswith(" "):
+            break
+    return places[-1] if places else None, line
 
 
 def _is_own(file: str) -> bool:
