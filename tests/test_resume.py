@@ -208,6 +208,16 @@ def test_a_best_policy_is_replaced_when_its_evaluation_is_on_disk(tmp_path: Path
         assert len(found) > 0
 
 
+@pytest.mark.parametrize(("minutes", "between"), [(1e-9, True), (60.0, False)])
+def test_a_checkpoint_is_due_by_the_clock_between_evaluations(tmp_path: Path, minutes: float, between: bool) -> None:
+    config = dataclasses.replace(CONFIG, num_evals=1, checkpoint_minutes=minutes, keep_checkpoints=100)
+    train(tmp_path / "run", config=config)
+    found = [path.name for path in checkpoint.listing(tmp_path / "run" / "checkpoints")]
+    evaluated = [name for name in found if name.endswith("-evaluated")]
+    expected = [f"{i * STEPS:012d}" for i in range(1, config.num_iterations)] if between else []
+    assert [name for name in found if name not in evaluated] == expected
+
+
 # ------------------------------------------------------------------------------------------- the end, and beyond it
 
 
