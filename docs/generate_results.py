@@ -506,8 +506,8 @@ an AMD EPYC, the baselines' on half of a core: their seconds, which the report's
 By the clock, REPPO reaches 0.9 before the baselines, and with every seed; by the step, the baselines that reach it are
 sooner there. There are ten evaluations in a run, so a step is known to within a tenth of it. One seed of REPPO, 9, ends in a
 dip, at 581 after 1000 before; `best.npz` keeps the policy from before. The score-function gradients do not fall
-behind the pathwise one here; their order is within chance. With the preset's own target entropy, which explores more, every seed of
-REPPO is above 990 after half of the steps ([decision
+behind the pathwise one here; their order is within chance. With the preset's own target entropy, which explores more, every
+seed of REPPO is above 990 after half of the steps ([decision
 0010](decisions/0010-cpu-preset.md#why-another-target-entropy)).
 """
 
@@ -700,9 +700,9 @@ At times tests used the processors as well. One such time fell on Pendulum's see
 of the others were made again afterwards, and only these are in the tables. On Ant one seed of REPPO, 14, is at 32 after
 the two minutes.
 
-Three of the tasks once more, seed by seed and all algorithms in turns on one core, while up to fifteen other programs had the
-other one (`results/against_again.csv`). They slow down whoever's turn it is: REPPO's 401,408 steps took 34 to 68 seconds on
-Pendulum, and 206 to 416 on Ant. At the end of the time it is ahead of the others on all three, as before.
+Three of the tasks once more, seed by seed and all algorithms in turns on one core, while up to fifteen other programs had
+the other one (`results/against_again.csv`). They slow down whoever's turn it is: REPPO's 401,408 steps took 34 to 68 seconds
+on Pendulum, and 206 to 416 on Ant. At the end of the time it is ahead of the others on all three, as before.
 
 {measured_again()}
 On a slower machine, an AMD EPYC, with the preset of 4 epochs and a KL bound of 0.03, REPPO was at 4723 on HalfCheetah after

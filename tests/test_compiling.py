@@ -32,9 +32,13 @@ def test_the_users_flags_are_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compiling.known(compiling.SELDOM) == {"xla_backend_optimization_level": 0}
 
 
+#: JAX 0.11 has but the newer emitter.
+GONE = set() if jax.__version_info__ < (0, 11) else {"xla_cpu_use_fusion_emitters"}
+
+
 @pytest.mark.parametrize("options", [compiling.NETWORKS, compiling.SIMULATOR, compiling.RESET, compiling.SELDOM])
 def test_the_compiler_of_this_version_has_every_option(options: compiling.Options) -> None:
-    assert compiling.known(options) == options
+    assert compiling.known(options) == {name: value for name, value in options.items() if name not in GONE}
 
 
 def test_an_iteration_is_the_same_with_and_without_them() -> None:

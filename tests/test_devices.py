@@ -31,7 +31,12 @@ config = reppo.Config(**{**TINY.__dict__, "v_min": -10.0, "v_max": 50.0, "episod
 
 def policy(path):
     with np.load(path) as file:
-        return {name: file[name].tolist() for name in file.files if file[name].dtype.kind == "f"}
+        return {name: file[name] for name in file.files if file[name].dtype.kind == "f"}
+
+
+def apart(a, b):
+    assert a.keys() == b.keys()
+    return max(float(np.abs(a[name] - b[name]).max()) for name in a)
 
 
 # What a simulator on the host holds is lost where a run stops, so only the other one is stopped, after two thirds.
@@ -43,7 +48,7 @@ alone = [reppo.train(env, config, seed=seed, out=folder / f"alone{seed}").direct
 three = Run(reppo.envs.make(env), config, [0, 1, 2], None)
 print(json.dumps({
     "devices": devices,
-    "equal": [policy(folder / "both" / f"policy_seed{k}.npz") == policy(alone[k] / "policy.npz") for k in (0, 1)],
+    "apart": [apart(policy(folder / "both" / f"policy_seed{k}.npz"), policy(alone[k] / "policy.npz")) for k in (0, 1)],
     "three": three.notes,
 }))
 """
@@ -58,7 +63,8 @@ def test_each_seed_is_trained_as_if_it_were_alone_on_its_device(env: str, tmp_pa
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    assert found["equal"] == [True, True]
+    # To the bit on a CPU with JAX 0.10; the compiler of 0.11 does not round the two programs alike.
+    assert max(found["apart"]) <= (0.0 if jax.__version_info__ < (0, 11) else 1e-4)
     assert set(found["devices"]) == {2}
     assert found["three"] == ["this run uses 1 of 2 devices: --seeds 2, or a multiple, has work for all"]
 
