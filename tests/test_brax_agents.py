@@ -68,7 +68,8 @@ def evaluations(directory: Path) -> list[dict[str, float]]:
 def test_it_learns(run: Path) -> None:
     first, *_, last = evaluations(run)
     assert first["eval/return"] < 35.0
-    assert last["eval/return"] > 42.0  # of 50; to stand still earns half
+    # Of 50; to stand still earns half. Over 400 episodes SAC's policy earns 43, and a mean of 20 is known to 1.4.
+    assert last["eval/return"] > 38.0
 
 
 def test_it_leaves_what_the_bench_and_the_report_read(run: Path) -> None:

@@ -442,8 +442,8 @@ def test_the_configuration_completes_the_spec() -> None:
         (spec_of(DICT), Config(actor_obs=("stat",)), "has no observation entry 'stat'; it has command, privileged_state"),
         (spec_of(vector(3)), Config(critic_obs=("state",)), "this one is an array"),
         (spec_of({"privileged_state": vector(3)}), Config(), "choose the actor's with --actor-obs"),
-        (spec_of(vector(3), None), Config(), "set v_min and v_max"),
-        (spec_of(vector(3), None), Config(v_min=0.0), "set v_min and v_max"),
+        (spec_of(vector(3), None), Config(), "set --v-min and --v-max"),
+        (spec_of(vector(3), None), Config(v_min=0.0), "set --v-min and --v-max"),
         (spec_of(vector(3)), Config(v_min=2.0), "v_min must be below v_max, got [2.0, 1.0]"),
     ],
 )

@@ -773,7 +773,8 @@ def explained_errors(env: str, display: PlainDisplay | None = None) -> Iterator[
     try:
         yield
     except FAILURES as error:
-        if isinstance(error, ConfigError) or out_of_memory(error) or os.environ.get("REPPO_TRACEBACK"):
+        said = isinstance(error, ConfigError | loop.Diverged | Stopped)
+        if said or out_of_memory(error) or os.environ.get("REPPO_TRACEBACK"):
             raise
         source, name = envs.split_name(env)
         of_suite = not name or source in envs.SUITES
