@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reppo
+from reppo.baselines.brax_config import PPOConfig
 from reppo.config import LATER_OPTIONS, PRESETS, Config, ConfigError
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]
@@ -162,6 +163,7 @@ def test_numbers_of_numpy_and_whole_floats_are_taken() -> None:
     [
         ({"config": "cpu"}, "config must be a reppo.Config, such as reppo.preset('cpu'), got 'cpu'"),
         ({"config": "paper-small"}, "config must be a reppo.Config, such as reppo.preset('paper-small'), got 'paper-small'"),
+        ({"config": PPOConfig()}, "a PPOConfig is of an algorithm with a loop of its own: `reppo baseline` runs it"),
         ({"config": {"num_envs": 8}}, "config must be a reppo.Config, such as reppo.preset('cpu'), got {'num_envs': 8}"),
         ({"config": Config}, "config must be a reppo.Config, such as reppo.preset('cpu'), got <class"),
         ({"num_seeds": "3"}, "num_seeds must be a whole number, got '3'"),

@@ -50,8 +50,11 @@ def named(name: Any) -> Algorithm:
 
 
 def name_of(config: RunConfig) -> str:
-    """The name of the algorithm that a configuration is of."""
-    return next(name for name, make in ALGORITHMS.items() if type(config) is make().config)
+    """The name of the algorithm that a configuration is of; raises `ConfigError` where this loop does not train it."""
+    for name, make in ALGORITHMS.items():
+        if type(config) is make().config:
+            return name
+    raise ConfigError(f"a {type(config).__name__} is of an algorithm with a loop of its own: `reppo baseline` runs it")
 
 
 def make_learner(config: RunConfig, spec: EnvSpec) -> Learner:

@@ -61,10 +61,10 @@ class Run:
 
     def __init__(self, env: envs.AnyEnv, config: RunConfig, seeds: Sequence[int], directory: Path | None):
         config.validate()
+        self.algorithm = algorithms.name_of(config)
         self.config, self.seeds, self.directory = config, list(seeds), directory
         with jax.default_matmul_precision(config.precision):  # a compiled reset is then not traced again, see `BraxStyle`
             self.spec: EnvSpec = resolve(env.spec(), config)
-        self.algorithm = algorithms.name_of(config)
         self.learner = make_learner(config, self.spec)
         #: whether the state holds a replay memory, so that an update overwrites it instead of copying it
         self.replays = bool(jax.tree.leaves(jax.eval_shape(self._replay, jax.random.key(0))))
