@@ -42,7 +42,7 @@ SHORT = {
     "sac": "num_envs=8 batch_size=64 min_replay_size=64 max_replay_size=4096 grad_updates_per_step=2 "
     "discounting=0.9 hidden_layer_sizes=32,32",
 }
-STEPS = {"ppo": 16_000, "sac": 4_000}
+STEPS = {"ppo": 16_000, "sac": 6_000}
 EVALS, EPISODES = 2, 20
 
 
@@ -68,8 +68,7 @@ def evaluations(directory: Path) -> list[dict[str, float]]:
 def test_it_learns(run: Path) -> None:
     first, *_, last = evaluations(run)
     assert first["eval/return"] < 35.0
-    # Of 50; to stand still earns half. Over 400 episodes SAC's policy earns 43, and a mean of 20 is known to 1.4.
-    assert last["eval/return"] > 38.0
+    assert last["eval/return"] > 42.0  # of 50; to stand still earns half
 
 
 def test_it_leaves_what_the_bench_and_the_report_read(run: Path) -> None:
