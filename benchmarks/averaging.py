@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from reppo import envs, preset, provenance
-from reppo.loop import Clock, Run, evaluation_due
+from reppo.keeper import Clock
+from reppo.loop import Run, evaluation_due
 from reppo.reppo import ActorAverage, averaged
 
 RESULTS = Path(__file__).parent.parent / "results"

@@ -36,7 +36,8 @@ import jax
 
 from reppo import envs, preset, provenance
 from reppo import reppo as algorithm
-from reppo.loop import Clock, Run
+from reppo.keeper import Clock
+from reppo.loop import Run
 from reppo.nets import ContinuousCritic
 
 RESULTS = Path(__file__).parent.parent / "results"

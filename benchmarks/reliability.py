@@ -48,7 +48,8 @@ from xml.etree import ElementTree
 import jax
 import numpy as np
 
-from reppo import checkpoint, cli, envs, loop, options, provenance
+from reppo import checkpoint, cli, envs, keeper, loop, options, provenance
+from reppo import outcome as written
 from reppo.config import PRESETS, ConfigError
 from reppo.files import PARTIAL
 from reppo.interrupt import KILLED, STOPPED
@@ -614,7 +615,7 @@ def mutations(table: Path, trials: int, work: Path) -> None:
 
     cli.quieten()
     loop._drive = not_driven
-    loop.provenance = functools.cache(provenance.provenance)  # it asks git, which takes most of the time
+    written.provenance = functools.cache(provenance.provenance)  # it asks git, which takes most of the time
     counts: dict[tuple[str, str], Counter[str]] = {}
     for trial in range(trials):
         draw = random.Random(f"mutation {trial}")
@@ -695,7 +696,7 @@ def evaluation(table: Path, trials: int, work: Path) -> None:
     with jax.default_matmul_precision(config.precision):
         run.start()
         for _ in range(config.num_iterations):
-            run.iterate(loop.Clock(0.0))
+            run.iterate(keeper.Clock(0.0))
     add(len(run.evaluations), run)
 
 
@@ -730,8 +731,8 @@ def cost(table: Path, trials: int, work: Path) -> None:
 
         def close(self) -> None: ...
 
-    loop.Keeper.save = timed(loop.Keeper.save, time.perf_counter, waited)
-    loop.Keeper.wait = timed(loop.Keeper.wait, time.perf_counter, waited)
+    keeper.Keeper.save = timed(keeper.Keeper.save, time.perf_counter, waited)
+    keeper.Keeper.wait = timed(keeper.Keeper.wait, time.perf_counter, waited)
     checkpoint.Saver._write = timed(checkpoint.Saver._write, time.thread_time, written)
     default = PRESETS["cpu"]
     config = dataclasses.replace(default, total_steps=default.total_steps // 2, num_evals=default.num_evals // 2)

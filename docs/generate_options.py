@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from reppo import cli
 from reppo.config import PRESETS, Config
-from reppo.loop import RESUMABLE
 from reppo.options import flag, options_of
+from reppo.same_run import RESUMABLE
 
 INTRODUCTION = """\
 # Options

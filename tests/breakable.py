@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import pytest
 
 import reppo
-from reppo import collector, loop
+from reppo import collector, loop, same_run
 from reppo.collector import compile_over_seeds
 from reppo.compiling import Options
 from reppo.config import Config
@@ -86,7 +86,7 @@ class Shared:
     @staticmethod
     def _meaning(config: Config) -> Config:
         """The configuration without the options that change no program."""
-        return dataclasses.replace(config, **{name: getattr(Config(), name) for name in loop.RESUMABLE})
+        return dataclasses.replace(config, **{name: getattr(Config(), name) for name in same_run.RESUMABLE})
 
     def make_learner(self, config: Config, spec: EnvSpec) -> Any:
         key = "learner", self.variant, spec.name, self._meaning(config)

@@ -24,7 +24,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 import reppo as package
-from reppo import cli, envs, load_policy, loop, options
+from reppo import cli, envs, health, load_policy, loop, options, outcome, same_run
 from reppo.config import PRESETS, ConfigError
 from reppo.display import number
 from reppo.loop import Run
@@ -185,7 +185,7 @@ def test_the_help_shows_the_defaults_of_the_chosen_preset_by_section(reppo: Repp
 def test_the_help_of_resume_shows_what_may_change(reppo: Reppo) -> None:
     out = reppo("resume", "--help").out
     for field in dataclasses.fields(PRESETS["cpu"]):
-        assert (f"{options.flag(field.name)}" in out) == (field.name in loop.RESUMABLE), field.name
+        assert (f"{options.flag(field.name)}" in out) == (field.name in same_run.RESUMABLE), field.name
     assert "(default:" not in out
 
 
@@ -588,7 +588,7 @@ def test_what_takes_less_memory_is_the_commands_own(reppo: Reppo, monkeypatch: p
 
 
 def test_a_run_that_cannot_fit_makes_no_directory(reppo: Reppo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "memory", lambda: 1)
+    monkeypatch.setattr(outcome, "memory", lambda: 1)
     monkeypatch.setattr(loop.run_directory, "create", lambda path, description: pytest.fail("it is made"))
     line = reppo.refuses("train", "probe:TargetReach", *TINY, "--out", tmp_path / "run")
     assert "this run needs at least 0.0 GiB of memory" in line
@@ -671,7 +671,7 @@ def test_a_signal_ends_a_run_in_good_order_and_resume_goes_on(reppo: Reppo, tmp_
     run = tmp_path / "a run"
     words = ["--total-steps", "1e9", "--v-max", "0.5"]
     process = start("train", "probe:TargetReach", *TINY, *words, "--out", run)
-    wait_for(run / "metrics.csv", process, lines=loop.SETTLED + 4)
+    wait_for(run / "metrics.csv", process, lines=health.SETTLED + 4)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == cli.STOPPED, err

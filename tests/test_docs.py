@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 
 import reppo
-from reppo import cli, envs, options
+from reppo import cli, envs, options, same_run
 from reppo.config import Config, preset
 from reppo.loop import Run
 
@@ -109,7 +109,7 @@ def test_every_command_that_is_shown_is_real(page: Path, words: list[str], monke
     command, *rest = words
     assert command in cli.COMMANDS
     if command == "resume":  # the run of the example is not there
-        options.parse(cli.ResumeArgs, rest, command, shown=cli.loop.RESUMABLE)
+        options.parse(cli.ResumeArgs, rest, command, shown=same_run.RESUMABLE)
         return
     args = cli.arguments(command, rest)
     if command == "train":

@@ -23,7 +23,7 @@ import pytest
 from breakable import CONFIG, MARK, SPOTS, VALUES, Breakable, Recorder, shared_programs
 from hypothesis import given, settings
 
-from reppo import checkpoint, faults, loop, optim
+from reppo import checkpoint, faults, health, keeper, loop, optim
 from reppo import reppo as algorithm
 from reppo.collector import JaxCollector
 from reppo.config import ConfigError
@@ -56,7 +56,7 @@ class Started:
         self.collector = self.run.collector
         self._saved = checkpoint.to_host(self.tree)
         self._like = jax.eval_shape(lambda: self.tree)
-        self.clock = loop.Clock(0.0)
+        self.clock = keeper.Clock(0.0)
 
     @property
     def tree(self) -> Any:
@@ -418,12 +418,12 @@ def test_an_update_can_be_made_again(breaking: Update, tmp_path: Path, monkeypat
 
 
 def test_a_run_whose_gradients_break_too_often_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "SKIPPED_LIMIT", 0.1)  # the marked rows may miss a minibatch
+    monkeypatch.setattr(health, "SKIPPED_LIMIT", 0.1)  # the marked rows may miss a minibatch
     with BrokenLosses.compiled():
         started = Started(directory=tmp_path)
     started.plant("reward", "mark", 3, list(range(N)))
     recorder = Recorder()
-    with pytest.raises(loop.Diverged) as raised:
+    with pytest.raises(health.Diverged) as raised:
         loop._drive(started.run, [recorder], started.clock, None)
     (path,) = tmp_path.glob("gradient-*.npz")
     message = rf"seed 5 stopped at {T * N} steps: \d\d% of the optimiser steps had gradients that are not finite"
@@ -438,8 +438,8 @@ def test_a_run_whose_environments_break_too_often_stops(tmp_path: Path) -> None:
     started = Started(directory=tmp_path)
     started.plant("reward", "nan", 2, list(range(N)))
     row, _ = started.iterate()
-    assert loop.diverged(started.run, [row]) is None  # 6 %
-    complaint = loop.diverged(started.run, [row | {"train/invalid_rows": 0.11 * T * N}])
+    assert health.diverged(started.run, [row]) is None  # 6 %
+    complaint = health.diverged(started.run, [row | {"train/invalid_rows": 0.11 * T * N}])
     assert complaint is not None
     assert "11% of the environment's steps returned numbers that are not finite" in complaint
     assert "fault-" in complaint
@@ -447,10 +447,10 @@ def test_a_run_whose_environments_break_too_often_stops(tmp_path: Path) -> None:
 
 def test_the_end_of_a_run_says_how_much_was_left_out(started: Started) -> None:
     started.rewind()
-    assert list(loop.left_out(started.run)) == []
+    assert list(health.left_out(started.run)) == []
     started.plant("reward", "nan", 2, [1, 2, 3])
     started.iterate()
-    (event,) = loop.left_out(started.run)
+    (event,) = health.left_out(started.run)
     assert event.text == ("not finite, and therefore left out: 3 of 128 environment steps, 0 of 12 optimiser steps")
 
 

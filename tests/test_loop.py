@@ -20,11 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reppo
-from reppo import checkpoint, envs, loop, provenance
+from reppo import checkpoint, envs, health, loop, outcome, provenance
 from reppo.config import Config, ConfigError
 from reppo.envs.probes import TargetReach
+from reppo.keeper import Clock
 from reppo.keys import Keys, Stream
-from reppo.loop import Clock, Run, evaluation_due
+from reppo.loop import Run, evaluation_due
 from reppo.plot import read_rows
 from reppo.sinks import best_evaluation
 
@@ -225,7 +226,7 @@ def test_evaluations_are_spread_evenly_from_the_start_to_the_end(total_steps: in
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_allocated(
     changes: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "memory", lambda: 2**34)
+    monkeypatch.setattr(outcome, "memory", lambda: 2**34)
     config = dataclasses.replace(TINY, **changes)
     with pytest.raises(ConfigError, match=r"needs at least [\d,]+\.\d GiB of memory, and there are 16\.0: try fewer"):
         reppo.train("probe:TargetReach", config, out=tmp_path / "run")
@@ -237,12 +238,12 @@ def test_what_a_run_needs_is_counted_by_hand(monkeypatch: pytest.MonkeyPatch) ->
     learner = sum(leaf.nbytes for leaf in leaves(run.init(run.key(Stream.INIT))).values())
     # Of each step: observation and successor of two numbers, an action and a reward; and its place in two epochs.
     needed = learner + 2 * 64 * (4 * (2 + 2 + 1 + 1) + 2 * 4)
-    monkeypatch.setattr(loop, "memory", lambda: needed)
+    monkeypatch.setattr(outcome, "memory", lambda: needed)
     run.check_memory()
-    monkeypatch.setattr(loop, "memory", lambda: needed - 1)
+    monkeypatch.setattr(outcome, "memory", lambda: needed - 1)
     with pytest.raises(ConfigError, match="needs at least"):
         run.check_memory()
-    monkeypatch.setattr(loop, "memory", lambda: None)
+    monkeypatch.setattr(outcome, "memory", lambda: None)
     run.check_memory()
 
 
@@ -326,10 +327,10 @@ def test_the_training_is_cut_where_asked_for_and_the_evaluation_never() -> None:
 
 
 def test_peak_memory_is_of_the_host_and_of_the_fullest_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert loop.peak_memory()["peak_device_memory_bytes"] is None, "a CPU has no memory of its own"
+    assert outcome.peak_memory()["peak_device_memory_bytes"] is None, "a CPU has no memory of its own"
     devices = [SimpleNamespace(memory_stats=lambda peak=peak: {"peak_bytes_in_use": peak}) for peak in (3, 7, 5)]
-    monkeypatch.setattr(loop.jax, "local_devices", lambda: devices)
-    found = loop.peak_memory()
+    monkeypatch.setattr(outcome.jax, "local_devices", lambda: devices)
+    found = outcome.peak_memory()
     assert found["peak_device_memory_bytes"] == 7
     assert (found["peak_memory_bytes"] or 0) > 2**20
 
@@ -373,7 +374,7 @@ def value_range_of(v_min: float, v_max: float, num_bins: int = 51) -> tuple[Any,
     """A run of 40 iterations, and what is told after one of them."""
     config = SimpleNamespace(v_min=v_min, v_max=v_max, num_bins=num_bins, num_iterations=40)
     run = SimpleNamespace(iteration=0, spec=SimpleNamespace(value_range=(v_min, v_max)), config=config)
-    warning = loop.RangeWarning(run)  # pyright: ignore[reportArgumentType]
+    warning = health.RangeWarning(run)  # pyright: ignore[reportArgumentType]
 
     def after(iteration: int, *shares: float, low: float = -1.0, high: float = 12.5, error: float = 0.1) -> list[str]:
         run.iteration = iteration

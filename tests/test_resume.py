@@ -17,7 +17,7 @@ from breakable import SHARED, Recorder, shared_programs
 from tensorboardX.proto.event_pb2 import Event as EventRecord  # pyright: ignore[reportAttributeAccessIssue]
 
 import reppo
-from reppo import checkpoint, loop, run_directory
+from reppo import checkpoint, loop, outcome, run_directory, same_run
 from reppo.config import LATER_OPTIONS, Config, ConfigError
 from reppo.interrupt import Interrupt, Stopped
 from reppo.loop import Run
@@ -264,20 +264,20 @@ def test_options_that_would_make_another_run_are_refused_with_the_list(finished:
 def test_a_learning_rate_that_is_annealed_fixes_the_end(tmp_path: Path) -> None:
     saved = dataclasses.replace(CONFIG, anneal_learning_rate=True)
     with pytest.raises(ConfigError, match="total_steps 384 -> 768"):
-        loop.check_changes(saved, dataclasses.replace(saved, total_steps=12 * STEPS))
+        same_run.check_changes(saved, dataclasses.replace(saved, total_steps=12 * STEPS))
 
 
 def test_a_run_from_before_an_option_there_is_now_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = dataclasses.replace(CONFIG, **LATER_OPTIONS)
-    describe = loop.describe
+    describe = outcome.describe
 
-    def older(run: Run) -> dict[str, Any]:
-        described = describe(run)
+    def older(*args: Any) -> dict[str, Any]:
+        described = describe(*args)
         config = {name: value for name, value in described["config"].items() if name not in LATER_OPTIONS}
         return {**described, "config": config}
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "describe", older)
+        patch.setattr(outcome, "describe", older)
         stopped(tmp_path / "run", 3, run=functools.partial(train, config=plain))
     assert not LATER_OPTIONS.keys() & run_directory.read_description(tmp_path / "run")["config"].keys()
     assert_same_run(reppo.resume(tmp_path / "run"), train(tmp_path / "whole", config=plain))
@@ -347,9 +347,9 @@ def test_a_description_that_is_not_that_of_the_checkpoints_is_refused(
 
 
 def test_other_versions_are_told_of(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    provenance = loop.provenance()
+    provenance = outcome.provenance()
     versions = {**provenance["versions"], "jax": "9.9"}
-    monkeypatch.setattr(loop, "provenance", lambda: {**provenance, "versions": versions})
+    monkeypatch.setattr(outcome, "provenance", lambda: {**provenance, "versions": versions})
     recorder = Recorder()
     reppo.resume(finished, dataclasses.replace(CONFIG, total_steps=7 * STEPS), sinks=[recorder])
     (note,) = (text for text in recorder.texts if "written elsewhere" in text)
@@ -422,4 +422,4 @@ def test_what_a_disk_refuses_ends_a_run_in_one_line_and_it_can_be_resumed(
 @pytest.mark.parametrize("written", [{}, {"hardware": 5, "versions": [1]}, {"hardware": None, "versions": "x", "git": 3}])
 def test_where_a_foreign_checkpoint_was_written_is_never_an_error(written: dict[str, Any]) -> None:
     now = {"hardware": {"cpu": "a", "devices": ["b"]}, "versions": {"jax": "1"}, "git": "c"}
-    assert "jax None -> 1" in loop.changed_provenance(written, now)
+    assert "jax None -> 1" in same_run.changed_provenance(written, now)

@@ -34,7 +34,22 @@ from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, Positional
 
 import reppo
-from reppo import algorithms, baselines, compiling, envs, export, faults, imports, loop, onnx_export, options, provenance
+from reppo import (
+    algorithms,
+    baselines,
+    compiling,
+    envs,
+    export,
+    faults,
+    health,
+    imports,
+    loop,
+    onnx_export,
+    options,
+    outcome,
+    provenance,
+    same_run,
+)
 from reppo.config import PRESETS, Config, ConfigError, nearest, preset
 from reppo.display import ACCENT, PlainDisplay, glyphs_for, make_display, number, shown
 from reppo.envs import blame
@@ -52,7 +67,7 @@ DEFAULT_ENV = "playground:CartpoleSwingup"
 
 CHECK_FAILED = 1  #: exit code of `reppo check-env` where a check has failed
 USER_ERROR = 2  #: exit code of everything that the user can mend
-DIVERGED = 3  #: exit code of a run that its numbers have ended, see `reppo.loop.Diverged`
+DIVERGED = 3  #: exit code of a run that its numbers have ended, see `reppo.health.Diverged`
 INTERRUPTED = KILLED + signal.SIGINT
 EXIT_CODES = {
     0: "done",
@@ -463,7 +478,7 @@ def check_env(args: CheckEnvArgs) -> None:
 def check_memory(spec: envs.EnvSpec, num_envs: int, num_steps: int) -> None:
     """Refuse a check whose steps cannot be held, as it looks at all of them at once."""
     rows = [*2 * jax.tree.leaves(spec.observation), spec.action, jax.ShapeDtypeStruct((), np.float32)]
-    needed, there = loop.size_of(rows) * num_envs * num_steps, provenance.memory()
+    needed, there = outcome.size_of(rows) * num_envs * num_steps, provenance.memory()
     if there is not None and needed > there:
         raise ConfigError(
             f"this check needs at least {needed / 2**30:,.1f} GiB of memory, and there are {there / 2**30:,.1f}: "
@@ -707,15 +722,15 @@ def arguments(command: str, argv: Sequence[str]) -> Any:
         name = asked.preset or loop.default_preset()
         return options.parse(TrainArgs, argv, command, TrainArgs(preset=name, config=preset(name)))
     if wants_help:
-        return options.parse(ResumeArgs, argv, command, shown=loop.RESUMABLE)
+        return options.parse(ResumeArgs, argv, command, shown=same_run.RESUMABLE)
     run = options.parse(ResumeArgs, words, command).run
     config = algorithms.read_config(read_description(run), str(run / "config.json"))
     if isinstance(config, Config):
         return options.parse(ResumeArgs, argv, command, ResumeArgs(run, config=config))
     # Of a baseline only what may change: its other options are none of ours.
-    same = {name: getattr(config, name) for name in loop.RESUMABLE}
+    same = {name: getattr(config, name) for name in same_run.RESUMABLE}
     args = options.parse(ResumeArgs, argv, command, ResumeArgs(run, config=dataclasses.replace(Config(), **same)))
-    changes = {name: getattr(args.config, name) for name in loop.RESUMABLE}
+    changes = {name: getattr(args.config, name) for name in same_run.RESUMABLE}
     return dataclasses.replace(args, config=dataclasses.replace(config, **changes))
 
 
@@ -773,7 +788,7 @@ def explained_errors(env: str, display: PlainDisplay | None = None) -> Iterator[
     try:
         yield
     except FAILURES as error:
-        said = isinstance(error, ConfigError | loop.Diverged | Stopped)
+        said = isinstance(error, ConfigError | health.Diverged | Stopped)
         if said or out_of_memory(error) or os.environ.get("REPPO_TRACEBACK"):
             raise
         source, name = envs.split_name(env)
@@ -891,7 +906,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         print(f"reppo: {stopped}", file=sys.stderr)
         return STOPPED
-    except loop.Diverged as diverged:
+    except health.Diverged as diverged:
         print(f"reppo: {diverged}", file=sys.stderr)
         return DIVERGED
     except Exception as error:

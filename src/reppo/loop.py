@@ -13,8 +13,6 @@ import functools
 import itertools
 import json
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,27 +21,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from reppo import algorithms, checkpoint, compiling, envs, export, faults, run_directory
+from reppo import algorithms, checkpoint, compiling, envs, export, faults, health, outcome, run_directory, same_run
 from reppo.algorithms import make_learner
 from reppo.collector import Collected, Collector, JaxCollector, compile_over_seeds, num_devices
-from reppo.config import PRESETS, ConfigError, RunConfig, check_config, shown_count, whole, with_later_options
+from reppo.config import PRESETS, ConfigError, RunConfig, check_config, shown_count, whole
 from reppo.envs.host import SimulatorError
 from reppo.envs.spec import EnvSpec, resolve
 from reppo.evaluate import Evaluation
 from reppo.files import set_aside, write_json
+from reppo.health import Diverged
 from reppo.host_collector import HostCollector
 from reppo.interrupt import Interrupt, Stopped
+from reppo.keeper import Clock, Keeper
 from reppo.keys import Keys, Stream
+from reppo.outcome import due, evaluation_row, size_of, summary
 from reppo.plot import plot_run, read_rows
-from reppo.provenance import memory, provenance
 from reppo.sinks import CsvSink, Event, Sink, TensorBoardSink, best_evaluation
 from reppo.types import PyTree
 
-CLIPPED_WARNING = 0.05  #: share of targets outside the value support above which the user is told, once
-INVALID_LIMIT = 0.1  #: share of non-finite environment steps in one iteration above which a run stops
-SKIPPED_LIMIT = 0.25  #: share of skipped optimiser steps (critic, actor, duals) in one iteration above which a run stops
 MOST_SEEDS = 10_000  #: at once; each has files of its own
-SETTLED = 5  #: iterations after which that share means something: the untrained entropy bonus alone can leave the support
 
 
 class Run:
@@ -89,8 +85,10 @@ class Run:
 
     @functools.cached_property
     def description(self) -> dict[str, Any]:
-        """What the run is, as JSON values, see `describe`."""
-        return json.loads(json.dumps(describe(self)))
+        """What the run is, as JSON values, see `reppo.outcome.describe`."""
+        facts = algorithms.named(self.algorithm).facts(self.config, self.spec)
+        config = dataclasses.asdict(self.config)
+        return json.loads(json.dumps(outcome.describe(self.algorithm, self.spec, self.seeds, config, facts)))
 
     @property
     def env_steps(self) -> int:
@@ -123,21 +121,14 @@ class Run:
             self.notes.append(unusual)
 
     def check_memory(self) -> None:
-        """Refuse a run that cannot fit, before an operating system that promises more than it has ends the process.
-
-        Counted are the learner's state, the rollout, and the order of its rows in all epochs: what there is at least.
-        """
-        needed, there = sum(self.memory_parts().values()), memory()
-        if jax.default_backend() != "cpu":
-            needed //= num_devices(len(self.seeds))  # each has a memory of its own
-        if there is not None and needed > there:
-            raise ConfigError(
-                f"this run needs at least {needed / 2**30:,.1f} GiB of memory, and there are {there / 2**30:,.1f}: try "
-                f"fewer --num-envs, --num-steps or --seeds, or smaller networks"
-            )
+        """Refuse a run that cannot fit, see `reppo.outcome.check_fits`."""
+        hint = "try fewer --num-envs, --num-steps or --seeds, or smaller networks"
+        devices = 1 if jax.default_backend() == "cpu" else num_devices(len(self.seeds))
+        outcome.check_fits(self.memory_parts(), hint, devices)
 
     def memory_parts(self) -> dict[str, int]:
-        """Bytes that a run has to hold, from shapes: networks and optimisers, one rollout, and the replay memory."""
+        """Bytes that a run has to hold at least, from shapes: networks and optimisers, one rollout with the order of its
+        rows in all epochs, and the replay memory."""
         config, keys = self.config, self.key(Stream.INIT)
         reward = jax.ShapeDtypeStruct((), np.float32)
         rows = [*2 * jax.tree.leaves(self.spec.observation), self.spec.action, reward]
@@ -152,7 +143,7 @@ class Run:
         at = f"the checkpoint at {saved.progress.env_steps:,} steps"
         if saved.progress.iteration > self.config.num_iterations:
             raise ConfigError(f"{at} is beyond total_steps, {self.config.total_steps:,}")
-        if differences := other_run(saved.run, self.description):
+        if differences := same_run.other_run(saved.run, self.description):
             raise checkpoint.CheckpointError(f"{at} is not of this run: {', '.join(differences)}")
         like = {"learner": jax.eval_shape(self.init, self.key(Stream.INIT)), "env": self.collector.like()}
         try:
@@ -162,7 +153,7 @@ class Run:
             raise checkpoint.CheckpointError(f"{at} is not of this run: {error}") from None
         self._state = tree["learner"]
         self.iteration, self.evaluated = saved.progress.iteration, saved.progress.evaluated
-        if elsewhere := changed_provenance(saved.run, self.description):
+        if elsewhere := same_run.changed_provenance(saved.run, self.description):
             self.notes.append(f"{at} was written elsewhere ({elsewhere}): what follows may differ in the last bits")
         if lost := self.collector.restore(tree["env"], self.iteration):
             self.notes.append(lost)
@@ -214,17 +205,11 @@ class Run:
         if result is None:
             return None
         self.returns, self.evaluated = np.asarray(result.returns, float), True
-        rows = []
-        for k, (seed, returns) in enumerate(zip(self.seeds, self.returns, strict=True)):
-            row = {"seed": float(seed), "iteration": float(self.iteration), "env_steps": float(self.env_steps)}
-            row |= {"eval/return": float(returns.mean()), "eval/return_std": float(returns.std())}
-            row |= {"eval/return_min": float(returns.min()), "eval/return_max": float(returns.max())}
-            row |= {"eval/length": float(result.lengths[k].mean()), "eval/episodes": float(len(returns))}
-            if not np.isnan(result.success_once).all():
-                row["eval/success_once"] = float(result.success_once[k].mean())
-                row["eval/success_at_end"] = float(result.success_at_end[k].mean())
-            row |= {"eval/broken_episodes": float(result.broken[k].sum()), "time/seconds": clock.seconds}
-            rows.append(row)
+        each = [Evaluation(*(values[k] for values in result)) for k in range(len(self.seeds))]
+        rows = [
+            evaluation_row(seed, self.iteration, self.env_steps, episodes, clock.seconds)
+            for seed, episodes in zip(self.seeds, each, strict=True)
+        ]
         self.evaluations += rows
         return Event("evaluations", rows)
 
@@ -287,21 +272,10 @@ class Run:
         return paths
 
 
-def size_of(tree: PyTree) -> int:
-    """Bytes of all arrays, or shapes, of a pytree."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
 def evaluation_due(config: RunConfig, iteration: int) -> bool:
     """Whether the policy is evaluated after an iteration: after 0, and `num_evals` times evenly over the run, the last at
     its end; after every iteration where there are fewer of these."""
     return due(iteration, config.num_iterations, config.num_evals)
-
-
-def due(i: int, n: int, k: int) -> bool:
-    """Whether ``i`` of ``0, ..., n`` is 0 or among the ``k`` that divide them evenly."""
-    before = i * k // n
-    return any(round(j * n / k) == i for j in (before, before + 1))
 
 
 # --------------------------------------------------------------------------------------------- train and resume
@@ -379,7 +353,7 @@ def resume(
 
     Args:
         directory: the run's directory.
-        config: its configuration with changes; only those of `RESUMABLE` are accepted.
+        config: its configuration with changes; only those of `reppo.same_run.RESUMABLE` are accepted.
         env: the environment, where the run was given an object rather than a name.
         sinks: as in `train`.
         started: as in `train`; the seconds of the earlier processes are added.
@@ -395,7 +369,7 @@ def resume(
     if config is not None:
         check_config(config)
     config = config or saved_config
-    check_changes(saved_config, config)
+    same_run.check_changes(saved_config, config)
     config.validate()
     with run_directory.locked(directory):
         run = Run(_same_env(description, env), config, description["seeds"], directory)
@@ -407,7 +381,7 @@ def resume(
         else:
             run.restore(saved)
             clock = Clock(clock.started - saved.progress.seconds)
-        check_spec(description, run)
+        same_run.check_spec(description, run.description)
         run_directory.check_rows(directory, positions)
         if run.finished and run_directory.is_finished(directory, run.env_steps):
             run.recall()
@@ -431,56 +405,6 @@ def _nothing_to_do(run: Run, sinks: Sequence[Sink]) -> Run:
         sink.write(Event.status(f"finished at {run.env_steps:,} steps: nothing to do (a larger total_steps extends it)"))
         sink.close()
     return run
-
-
-#: Options that may change when a run is resumed: they do not change what it computes until then.
-RESUMABLE = frozenset(["total_steps", "num_evals", "eval_episodes", "checkpoint_minutes", "keep_checkpoints", "keep_best"])
-
-
-def check_changes(saved: RunConfig, config: RunConfig) -> None:
-    """Refuse changes that would make it another run."""
-    if type(saved) is not type(config):
-        raise ConfigError(f"the run is of {algorithms.name_of(saved)}, not of {algorithms.name_of(config)}")
-    changed = [f.name for f in dataclasses.fields(saved) if getattr(saved, f.name) != getattr(config, f.name)]
-    refused = [name for name in changed if name not in RESUMABLE]
-    if getattr(saved, "anneal_learning_rate", False) and "total_steps" in changed:
-        refused.append("total_steps")  # the schedule of the learning rate depends on it
-    if refused:
-        listed = ", ".join(f"{name} {getattr(saved, name)} -> {getattr(config, name)}" for name in refused)
-        raise ConfigError(f"these options would make it another run: {listed}; start a new one with `reppo train`")
-
-
-def check_spec(description: dict[str, Any], run: Run) -> None:
-    """Refuse an environment that has changed since the run began: its values would mean something else."""
-    written, now = description.get("spec"), run.description["spec"]
-    written = written if isinstance(written, dict) else {}
-    changed = [f"{name} {written[name]} -> {now[name]}" for name in now if name in written and written[name] != now[name]]
-    if changed:
-        raise ConfigError(f"{run.spec.name} has changed since this run began: {', '.join(changed)}; start a new one")
-
-
-def other_run(written: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Differences between two descriptions of a run that make them two runs: ``name this -> that``."""
-    pairs = [(name, written.get(name), now[name]) for name in ("env", "seeds")]
-    pairs.append(("algorithm", written.get("algorithm", "reppo"), now["algorithm"]))
-    options, own = written.get("config"), now["config"]
-    options = with_later_options(options if isinstance(options, dict) else {}, own)
-    names = sorted((options.keys() | own.keys()) - RESUMABLE)
-    pairs += [(name, options.get(name), own.get(name)) for name in names]
-    return [f"{name} {was!r} -> {this!r}" for name, was, this in pairs if was != this]
-
-
-def changed_provenance(written: dict[str, Any], now: dict[str, Any]) -> str:
-    """Versions, source revision and hardware that differ between two descriptions, in words."""
-
-    def flat(description: dict[str, Any]) -> dict[str, Any]:
-        parts = (description.get(name) for name in ("hardware", "versions"))
-        hardware, versions = (part if isinstance(part, dict) else {} for part in parts)
-        return {**versions, "git": description.get("git"), "cpu": hardware.get("cpu"), "devices": hardware.get("devices")}
-
-    was, this = flat(written), flat(now)
-    changed = [f"{name} {was.get(name)} -> {this.get(name)}" for name in this if was.get(name) != this[name]]
-    return ", ".join(changed)
 
 
 def _same_env(description: dict[str, Any], env: EnvLike | None) -> envs.AnyEnv:
@@ -527,90 +451,14 @@ def _drive(run: Run, sinks: list[Sink], clock: Clock, interrupt: Interrupt | Non
         if directory is not None:
             run.save_policies()
             plot_run(directory)
-            write_json(directory / "summary.json", summary(run, clock.seconds))
+            found = summary(run.description, run.evaluations, run.returns, run.memory_parts(), clock.seconds)
+            write_json(directory / "summary.json", found)
     return run
-
-
-@dataclasses.dataclass(frozen=True)
-class Clock:
-    """Wall-clock seconds of a run, those of its earlier processes included."""
-
-    started: float
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started
-
-
-class Keeper:
-    """Decides when a run is saved: now and then by the clock, after every evaluation, and when it is told to."""
-
-    def __init__(self, run: Run, files: Sequence[CsvSink | TensorBoardSink], clock: Clock):
-        self.run, self.files, self.clock = run, files, clock
-        self.saved_at = time.perf_counter()
-        self.saved = self._moment if run.state is not None else None  # a run that was restored is on the disk
-        self.saver: checkpoint.Saver | None = None
-        if run.directory is not None:
-            self.saver = checkpoint.Saver(run.directory / "checkpoints", run.config.keep_checkpoints, run.config.keep_best)
-
-    @property
-    def _moment(self) -> tuple[int, bool]:
-        return self.run.iteration, self.run.evaluated
-
-    @property
-    def due(self) -> bool:
-        return time.perf_counter() - self.saved_at > 60 * self.run.config.checkpoint_minutes
-
-    def save(self) -> None:
-        """Start a checkpoint of this moment, unless there is one; the run goes on while it is written.
-
-        Raises:
-            ConfigError: where the one before it could not be written.
-        """
-        run = self.run
-        if self.saver is None or run.directory is None or self.saved == self._moment:
-            return
-        for file in self.files:
-            file.flush()
-        progress = checkpoint.Progress(
-            iteration=run.iteration,
-            env_steps=run.env_steps,
-            seconds=self.clock.seconds,
-            evaluated=run.evaluated,
-            returns=run.returns.tolist(),
-            positions=run_directory.positions(run.directory),
-        )
-        with self._explained():
-            self.saver.save({"learner": run.state, "env": run.env_state}, progress, run.description)
-        self.saved, self.saved_at = self._moment, time.perf_counter()
-
-    def wait(self) -> None:
-        """Until the checkpoint that was started last is on disk; raises `ConfigError` where it could not be written."""
-        with self._explained():
-            if self.saver is not None:
-                self.saver.wait()
-
-    def settle(self) -> None:
-        """Let a checkpoint in progress end, whatever went wrong."""
-        if self.saver is not None:
-            self.saver.settle()
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            directory = self.run.directory
-            last = checkpoint.listing(directory / "checkpoints")[-1:] if directory else []
-            sound = f"the newest is at {checkpoint.steps(last[0]):,} steps" if last else "there is none yet"
-            raise ConfigError(
-                f"cannot write a checkpoint: {error.strerror or error}; {sound}; mend it, then `reppo resume {directory}`"
-            ) from error
 
 
 def advance(run: Run, keeper: Keeper, clock: Clock, interrupt: Interrupt) -> Iterator[Event]:
     """Drive a run from where it is to its end; yields what happens, for the sinks."""
-    value_range = RangeWarning(run)
+    value_range = health.RangeWarning(run)
     yield from told(run.notes)
     with contextlib.ExitStack() as compiling:
         # Until the first iteration is done the process may be stopped at any moment: the disk has all that matters.
@@ -637,7 +485,7 @@ def advance(run: Run, keeper: Keeper, clock: Clock, interrupt: Interrupt) -> Ite
             elif keeper.due:
                 keeper.save()
             if run.iteration >= run.config.num_iterations:
-                yield from left_out(run)
+                yield from health.left_out(run)
                 return
             if interrupt.requested:
                 break
@@ -646,7 +494,7 @@ def advance(run: Run, keeper: Keeper, clock: Clock, interrupt: Interrupt) -> Ite
             yield Event("metrics", rows)
             yield from told(run.notes)
             yield from value_range.check(rows)
-            if (complaint := diverged(run, rows)) is not None:
+            if (complaint := health.diverged(run, rows)) is not None:
                 keeper.save()
                 keeper.wait()
                 raise Diverged(complaint)
@@ -661,139 +509,6 @@ def told(notes: list[str]) -> Iterator[Event]:
         yield Event.warning(notes.pop(0))
 
 
-def left_out(run: Run) -> Iterator[Event]:
-    """At the end of a run, how much of it was not finite; nothing where all was well."""
-    rows = sum(row["train/invalid_rows"] for row in run.history)
-    updates = sum(row["train/skipped_updates"] for row in run.history)
-    if rows or updates:
-        total_rows = len(run.history) * run.config.batch_size
-        total_updates = len(run.history) * run.learner.optimiser_steps
-        yield Event.warning(
-            f"not finite, and therefore left out: {rows:,.0f} of {total_rows:,} environment steps, "
-            f"{updates:,.0f} of {total_updates:,} optimiser steps"
-        )
-
-
-class RangeWarning:
-    """Tells the user, once each, that the critic's value support is too narrow for the returns, or far too wide."""
-
-    def __init__(self, run: Run):
-        self.run, self.told_narrow, self.told_wide = run, False, False
-
-    def check(self, rows: list[dict[str, float]]) -> Iterator[Event]:
-        """Warnings, or nothing."""
-        low, high = self.run.spec.value_range or (np.nan, np.nan)
-        worst = max(rows, key=lambda row: row["critic/target_clipped"])
-        settled = self.run.iteration > SETTLED
-        if settled and not self.told_narrow and worst["critic/target_clipped"] > CLIPPED_WARNING:
-            self.told_narrow = True
-            yield Event.warning(
-                f"{worst['critic/target_clipped']:.0%} of the value targets leave the support [{low:g}, {high:g}]: they are "
-                f"between {worst['critic/target_min']:.4g} and {worst['critic/target_max']:.4g}; set --v-min and --v-max to "
-                f"hold them, and the values of the policy that you hope for"
-            )
-        if settled and not self.told_wide and (coarse := [row for row in rows if self._coarse(row, high - low)]):
-            self.told_wide = True
-            yield Event.warning(
-                f"the value targets are between {coarse[0]['critic/target_min']:.4g} and "
-                f"{coarse[0]['critic/target_max']:.4g}, and one of the critic's {self.run.config.num_bins} bins on "
-                f"[{low:g}, {high:g}] is {self._bin(high - low):.3g} wide: it can hardly tell good from bad. Set --v-min, "
-                f"--v-max closer, with room for the values of the policy that you hope for"
-            )
-
-    def _bin(self, support: float) -> float:
-        return support / (self.run.config.num_bins - 1)
-
-    def _coarse(self, row: dict[str, float], support: float) -> bool:
-        """Whether all targets lie within two bins and the critic's error is of their size, a quarter of the run into it:
-        before, that may be so by right. A range that the environment suggests is trusted."""
-        config = self.run.config
-        if (config.v_min is None and config.v_max is None) or 4 * self.run.iteration < config.num_iterations:
-            return False
-        span = row["critic/target_max"] - row["critic/target_min"]
-        return span < 2 * self._bin(support) and row.get("critic/error", 0.0) > span / 4
-
-
-class Diverged(RuntimeError):
-    """Too much of a run's data or of its gradients is not finite for it to go on; one line."""
-
-
-def diverged(run: Run, rows: list[dict[str, float]]) -> str | None:
-    """Why a run must stop, or None: see `INVALID_LIMIT` and `SKIPPED_LIMIT`."""
-    config = run.config
-    for row in rows:
-        invalid = row["train/invalid_rows"] / config.batch_size
-        skipped = row["train/skipped_updates"] / run.learner.optimiser_steps
-        if invalid > INVALID_LIMIT:
-            kind, what = "fault", f"{invalid:.0%} of the environment's steps returned numbers that are not finite"
-        elif skipped > SKIPPED_LIMIT:
-            kind, what = "gradient", f"{skipped:.0%} of the optimiser steps had gradients that are not finite"
-        else:
-            continue
-        seed = int(row["seed"])
-        files = sorted(run.directory.glob(f"{kind}-*-seed{seed}.npz")) if run.directory else []
-        hint = f"; `reppo repro {files[0]}` makes the first one again" if files else ""
-        return f"seed {seed} stopped at {run.env_steps:,} steps: {what}{hint}"
-    return None
-
-
 def default_preset() -> str:
     """``cpu`` where JAX sees no accelerator, else ``paper-large``."""
     return "cpu" if jax.default_backend() == "cpu" else "paper-large"
-
-
-# --------------------------------------------------------------------------------------------- what is written of a run
-
-
-def describe(run: Run) -> dict[str, Any]:
-    """Everything that says what a run is, as JSON values: the contents of ``config.json``."""
-    return {
-        "algorithm": run.algorithm,
-        "env": run.spec.name,
-        "seeds": run.seeds,
-        "config": dataclasses.asdict(run.config),
-        "spec": {
-            "action_size": run.spec.action_size,
-            "discrete": run.spec.discrete,
-            **algorithms.named(run.algorithm).facts(run.config, run.spec),
-            "episode_length": run.spec.episode_length,
-            "value_range": run.spec.value_range,
-            "max_return": run.spec.max_return,
-            "actor_keys": run.spec.actor_keys,
-            "critic_keys": run.spec.critic_keys,
-        },
-        **provenance(),
-    }
-
-
-def peak_memory() -> dict[str, int | None]:
-    """The most that this process has held so far, of the host's memory and of a device's own; None where it has none."""
-    stats = [device.memory_stats() for device in jax.local_devices()]
-    return {
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        "peak_device_memory_bytes": max((s["peak_bytes_in_use"] for s in stats if s), default=None),
-    }
-
-
-def summary(run: Run, seconds: float) -> dict[str, Any]:
-    """The contents of ``summary.json``: what came out, per seed."""
-    best = [best_evaluation(run.evaluations, seed) for seed in run.seeds]
-    return {
-        "algorithm": run.algorithm,
-        "env": run.spec.name,
-        "env_steps": run.env_steps,
-        "seconds": round(seconds, 2),
-        **peak_memory(),
-        "computed_memory_bytes": run.memory_parts(),
-        "seeds": [
-            {
-                "seed": seed,
-                "return_mean": float(r.mean()),
-                "return_std": float(r.std()),
-                "episodes": len(r),
-                "best_return_mean": top["eval/return"],
-                "best_env_steps": int(top["env_steps"]),
-            }
-            for seed, r, top in zip(run.seeds, run.returns, best, strict=True)
-        ],
-    }

@@ -21,8 +21,8 @@ from reppo.baselines.foreign import FLOAT, Evaluate, Params, num_parallel
 from reppo.config import ConfigError
 from reppo.envs.spec import EnvSpec, check_observation
 from reppo.evaluate import Evaluation, GreedyEpisodes
-from reppo.loop import size_of
 from reppo.normalizer import EPSILON
+from reppo.outcome import size_of
 from reppo.types import PyTree
 
 

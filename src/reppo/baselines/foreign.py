@@ -21,9 +21,10 @@ from reppo.config import ConfigError
 from reppo.envs.spec import EnvSpec
 from reppo.evaluate import MAX_PARALLEL, Evaluation
 from reppo.files import write_json
-from reppo.loop import Clock, Diverged, due, peak_memory
+from reppo.health import Diverged
+from reppo.keeper import Clock
+from reppo.outcome import check_fits, describe, due, evaluation_row, summary
 from reppo.plot import plot_run
-from reppo.provenance import memory, provenance
 from reppo.sinks import CsvSink, Event, Sink, best_evaluation
 
 FLOAT = 4  #: bytes
@@ -112,8 +113,10 @@ def train(
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seeds must be between 0 and 2**32 - 1, got {seed}")
     with compiling.full_precision(), contextlib.closing(make_agent(envs.make(env), config, seed)) as agent:
-        check_memory(agent)
-        description = describe(agent.spec, config, seed, command)
+        check_fits(agent.memory_parts(), f"set {agent.hint}")
+        options = dataclasses.asdict(config)  # pyright: ignore[reportArgumentType]
+        spec = dataclasses.replace(agent.spec, value_range=None)  # which is of REPPO's critic
+        description = json.loads(json.dumps(describe(config.name, spec, [seed], options, {}, command=command)))
         run_directory.create(out, description)
         with (
             run_directory.locked(out),
@@ -124,42 +127,12 @@ def train(
             record = Record(agent, config, seed, out, [CsvSink(out), *sinks], clock)
             for sink in record.sinks:
                 stack.callback(sink.close)
-                sink.begin(json.loads(json.dumps(description)))
+                sink.begin(description)
                 sink.write(Event.status("compiling the simulator"))
             agent.train(seed, record)
             plot_run(out)
-            write_json(out / "summary.json", record.summary())
-
-
-def check_memory(agent: Agent) -> None:
-    """Refuse a run that cannot fit, see `reppo.loop.Run.check_memory`."""
-    needed, there = sum(agent.memory_parts().values()), memory()
-    if there is not None and needed > there:
-        raise ConfigError(
-            f"this run needs at least {needed / 2**30:,.1f} GiB of memory, and there are {there / 2**30:,.1f}: "
-            f"set {agent.hint}"
-        )
-
-
-def describe(spec: EnvSpec, config: ForeignConfig, seed: int, command: str) -> dict[str, Any]:
-    """The contents of ``config.json``."""
-    return {
-        "algorithm": config.name,
-        "env": spec.name,
-        "seeds": [seed],
-        "config": dataclasses.asdict(config),  # pyright: ignore[reportArgumentType]
-        "command": command,
-        "spec": {
-            "action_size": spec.action_size,
-            "discrete": spec.discrete,
-            "episode_length": spec.episode_length,
-            "value_range": None,
-            "max_return": spec.max_return,
-            "actor_keys": spec.actor_keys,
-            "critic_keys": spec.critic_keys,
-        },
-        **provenance(),
-    }
+            found = summary(description, record.evaluations, record.returns[None], agent.memory_parts(), clock.seconds)
+            write_json(out / "summary.json", found)
 
 
 # ------------------------------------------------------------------------------------------------ what is recorded
@@ -186,19 +159,7 @@ class Record:
         batches = self.agent.episodes(params, -(-wanted // num_parallel(self.config)), self.seed)
         result = Evaluation(*(np.concatenate(parts)[:wanted] for parts in zip(*batches, strict=True)))
         self.returns = result.returns
-        row = {
-            "seed": float(self.seed),
-            "iteration": float(stretch),
-            "env_steps": float(env_steps),
-            "eval/return": float(result.returns.mean()),
-            "eval/return_std": float(result.returns.std()),
-            "eval/return_min": float(result.returns.min()),
-            "eval/return_max": float(result.returns.max()),
-            "eval/length": float(result.lengths.mean()),
-            "eval/episodes": float(wanted),
-            "eval/broken_episodes": float(result.broken.sum()),
-            "time/seconds": self.clock.seconds,
-        }
+        row = evaluation_row(self.seed, stretch, env_steps, result, self.clock.seconds)
         self.evaluations.append(row)
         for sink in self.sinks:
             sink.write(Event("evaluations", [row]))
@@ -208,25 +169,3 @@ class Record:
             best = best_evaluation(self.evaluations, self.seed)["iteration"] == stretch
             for name in ["policy.npz", *["best.npz"] * best]:
                 self.agent.save(params, self.directory / name)
-
-    def summary(self) -> dict[str, Any]:
-        """The contents of ``summary.json``."""
-        top = best_evaluation(self.evaluations, self.seed)
-        return {
-            "algorithm": self.config.name,
-            "env": self.agent.spec.name,
-            "env_steps": int(self.evaluations[-1]["env_steps"]),
-            "seconds": round(self.clock.seconds, 2),
-            **peak_memory(),
-            "computed_memory_bytes": self.agent.memory_parts(),
-            "seeds": [
-                {
-                    "seed": self.seed,
-                    "return_mean": float(self.returns.mean()),
-                    "return_std": float(self.returns.std()),
-                    "episodes": len(self.returns),
-                    "best_return_mean": top["eval/return"],
-                    "best_env_steps": int(top["env_steps"]),
-                }
-            ],
-        }
