@@ -209,7 +209,7 @@ def test_a_dry_run_shows_the_commands_and_runs_nothing(tmp_path: Path, capsys: p
 
 
 def test_a_baseline_is_one_more_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = suites.Algorithm("another", command=("other", "way"), presets={"cpu": "small"}, several_seeds=False)
+    other = suites.Variant("another", command=("other", "way"), presets={"cpu": "small"}, several_seeds=False)
     monkeypatch.setitem(ALGORITHMS, "other", other)
     jobs = make_plan("small", dataclasses.replace(SMALL, algorithms=("other",)), tmp_path).jobs
     assert [job.seeds for job in jobs] == [(0,), (1,)]
@@ -318,7 +318,7 @@ def test_a_run_that_was_stopped_is_resumed_and_does_not_count_before(
 
 
 def test_a_run_that_cannot_be_resumed_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ALGORITHMS, "other", suites.Algorithm("another", command=("other",), resumes=False))
+    monkeypatch.setitem(ALGORITHMS, "other", suites.Variant("another", command=("other",), resumes=False))
     bench, _ = benching(tmp_path, in_this_process, monkeypatch)
     (job,) = make_plan("small", dataclasses.replace(SMALL, algorithms=("other",)), bench.results).jobs
     assert job.config is not None
@@ -332,7 +332,7 @@ def test_a_run_that_cannot_be_resumed_is_begun_anew(tmp_path: Path, monkeypatch:
 
 def baseline(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> tuple[Job, Path]:
     """A job of a baseline that cannot be resumed, and a finished run of it that nobody has recorded."""
-    monkeypatch.setitem(ALGORITHMS, "other", suites.Algorithm("another", command=("other",), resumes=False))
+    monkeypatch.setitem(ALGORITHMS, "other", suites.Variant("another", command=("other",), resumes=False))
     (own,) = make_plan("small", SMALL, bench.results).jobs
     assert cli.main([*own.command, "--out", str(bench.work / "made")]) == 0
     (job,) = make_plan("small", dataclasses.replace(SMALL, algorithms=("other",)), bench.results).jobs
@@ -379,7 +379,7 @@ def test_a_run_that_a_process_has_already_is_left_to_it(
     def unexpected(words: Sequence[str], log: Path) -> int:
         raise AssertionError
 
-    monkeypatch.setitem(ALGORITHMS, "other", suites.Algorithm("another", command=("other",), resumes=resumes))
+    monkeypatch.setitem(ALGORITHMS, "other", suites.Variant("another", command=("other",), resumes=resumes))
     bench, said = benching(tmp_path, unexpected, monkeypatch)
     (job,) = make_plan("small", dataclasses.replace(SMALL, algorithms=("other",)), bench.results).jobs
     with contextlib.ExitStack() as stack:

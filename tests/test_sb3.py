@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from reppo import baselines, cli, envs
+from reppo import algorithms, baselines, cli, envs
 from reppo.baselines import sb3, sbx
 from reppo.baselines.foreign import FLOAT
 from reppo.baselines.sb3 import PPOConfig, SACConfig
@@ -258,5 +258,5 @@ def test_a_run_leaves_its_files_and_the_same_seed_the_same_numbers(
 
 
 def test_presets_are_found_by_name() -> None:
-    assert set(baselines.PRESETS) == {"fasttd3", "ppo", "sac", "sb3-ppo", "sb3-sac", "sbx-ppo", "sbx-sac"}
+    assert set(algorithms.BASELINES) == {"fasttd3", "ppo", "sac", "sb3-ppo", "sb3-sac", "sbx-ppo", "sbx-sac"}
     assert baselines.configured("sb3-sac", "gymnasium:Pendulum-v1", "cpu", ["tau=0.01"], {}).tau == 0.01

@@ -642,11 +642,12 @@ def baseline(args: BaselineArgs) -> None:
     if args.seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {args.seeds}")
     name = f"{args.env}-{args.algorithm}"
-    if args.algorithm not in algorithms.FOREIGN:
+    library = algorithms.ALGORITHMS[args.algorithm].library
+    if not library:
         with claimed(args.out, name) as out, reported_run(out, args.env, args.wandb) as how:
             loop.train(args.env, config, seed=args.seed, num_seeds=args.seeds, out=out, **how)
         return
-    whose = f"{algorithms.FOREIGN[args.algorithm]}'s {args.algorithm}"
+    whose = f"{library}'s {args.algorithm}"
     if args.seeds > 1:
         raise ConfigError(f"{whose} trains one seed at a time; leave out --seeds")
     from reppo.baselines import foreign
@@ -654,7 +655,7 @@ def baseline(args: BaselineArgs) -> None:
     words = ["reppo", "baseline", args.algorithm, args.env, "--preset", preset, "--seed", str(args.seed)]
     words += [word for name, value in given.items() if value is not None for word in (options.flag(name), str(value))]
     command = shlex.join([*words, *(["--set", *args.set] if args.set else [])])
-    make_agent = baselines.foreign_agent(args.algorithm)
+    make_agent = algorithms.make_agent(args.algorithm)
     lost = f"a run of {whose} cannot be continued"
     with claimed(args.out, name) as out, reported_run(out, args.env, args.wandb, lost) as how:
         del how["interrupt"]  # it may end at any moment

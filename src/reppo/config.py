@@ -32,6 +32,8 @@ class ConfigError(ValueError):
 class Config:
     """A complete REPPO configuration. The defaults are the ``paper-large`` preset."""
 
+    name = "reppo"  # of the algorithm
+
     # ---- budget and data
     total_steps: int = 50_000_000
     """Environment steps of the whole run, per seed."""
@@ -228,6 +230,8 @@ class RunConfig(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
+    @property
+    def name(self) -> str: ...
     @property
     def total_steps(self) -> int: ...
     @property
@@ -439,6 +443,12 @@ PRESETS: dict[str, Config] = {
         eval_episodes=64,
     ),
 }
+
+
+def presets(env: str, algorithm: str) -> Mapping[str, Config]:
+    """All of them, see `reppo.algorithms`; the same for every environment."""
+    del env, algorithm
+    return PRESETS
 
 
 def preset(name: str) -> Config:

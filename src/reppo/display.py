@@ -25,6 +25,7 @@ from rich.status import Status
 from rich.text import Text
 
 from reppo import run_directory
+from reppo.algorithms import ALGORITHMS
 from reppo.config import PRESETS
 from reppo.plot import Curve, read_rows, short, spread, text_chart
 from reppo.sinks import Event, Rows, best_evaluation
@@ -239,8 +240,7 @@ def header(telemetry: Telemetry) -> Iterator[Text]:
     if telemetry.algorithm == "reppo":
         name, changes = nearest_preset(telemetry.config)
         entries.insert(0, Cell("preset", " ".join([name, *changes])))
-    title = {"reppo": "REPPO", "ppo": "Brax PPO", "sac": "Brax SAC", "fasttd3": "FastTD3"}
-    title = title.get(telemetry.algorithm, telemetry.algorithm)
+    title = ALGORITHMS[telemetry.algorithm].title
     yield Text(f"{title} ", style=f"bold {ACCENT}").append(telemetry.env, style="bold default")
     for entry in entries:
         yield Text("  ") + entry.text(10)

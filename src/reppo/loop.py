@@ -86,9 +86,8 @@ class Run:
     @functools.cached_property
     def description(self) -> dict[str, Any]:
         """What the run is, as JSON values, see `reppo.outcome.describe`."""
-        facts = algorithms.named(self.algorithm).facts(self.config, self.spec)
         config = dataclasses.asdict(self.config)
-        return json.loads(json.dumps(outcome.describe(self.algorithm, self.spec, self.seeds, config, facts)))
+        return json.loads(json.dumps(outcome.describe(self.algorithm, self.spec, self.seeds, config, self.learner.facts)))
 
     @property
     def env_steps(self) -> int:

@@ -499,4 +499,5 @@ def make_learner(config: Config, spec: EnvSpec) -> Learner:
         update=lambda state, rollout, key: update(state, rollout, key, config, spec),
         optimiser_steps=STEPS_PER_MINIBATCH * config.num_updates,
         deployed=deployed,
+        facts={"target_entropy": target_entropy(config, spec)},
     )

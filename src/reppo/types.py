@@ -14,7 +14,8 @@ Arrays of a rollout are time-major: ``[T, N, ...]``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -64,3 +65,4 @@ class Learner(NamedTuple):
     replay: Callable[[PyTree], PyTree] = lambda state: ()
     #: state -> the same with the policy that is evaluated and saved, where it is another than the one that explores
     deployed: Callable[[PyTree], PyTree] = lambda state: state
+    facts: Mapping[str, Any] = MappingProxyType({})  #: what it derives from the environment, for ``config.json``

@@ -207,6 +207,11 @@ PPO_ENVS = 16  #: of the cpu preset: with Playground's settings, 7680 steps an i
 SAC_ENVS = 32  #: of the cpu preset: an update every four steps
 
 
+def presets(env: str, algorithm: str) -> Mapping[str, Any]:
+    """An algorithm's presets for an environment, see `reppo.algorithms`."""
+    return {"ppo": ppo_presets, "sac": sac_presets}[algorithm](env)
+
+
 def ppo_presets(env: str) -> dict[str, PPOConfig]:
     """PPO's presets for an environment. One that has no published settings gets those of the DeepMind Control tasks."""
     published = dataclasses.replace(PPOConfig(), **published_settings(env, "ppo"))

@@ -8,6 +8,7 @@ noise of another size in every environment, drawn anew when its episode ends.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -40,6 +41,8 @@ from reppo.types import Learner, Metrics, PyTree, Rollout
 @dataclasses.dataclass(frozen=True)
 class FastTD3Config:
     """A complete FastTD3 configuration. The defaults are the published ones for DeepMind Control (``published``)."""
+
+    name = "fasttd3"  # of the algorithm
 
     # ---- budget and data
     total_steps: int = 50_000_000
@@ -214,6 +217,12 @@ PRESETS: dict[str, FastTD3Config] = {
         eval_episodes=64,
     ),
 }
+
+
+def presets(env: str, algorithm: str) -> Mapping[str, FastTD3Config]:
+    """All of them, see `reppo.algorithms`; the same for every environment."""
+    del env, algorithm
+    return PRESETS
 
 
 # --------------------------------------------------------------------------------------------- networks

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from reppo import algorithms
 from reppo.bench.records import SUCCESS
 from reppo.bench.statistics import PER_1000, REF_BEST
 from reppo.config import Config, ConfigError, nearest, preset
@@ -75,7 +76,7 @@ def normalisers(env: str) -> tuple[str, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Algorithm:
+class Variant:
     """One line of a comparison: a command of ``reppo``, and how its configuration differs from the suite's.
 
     A baseline plugs in with a command of its own. It is called as ``reppo COMMAND ENV --seed S --out DIR``, with
@@ -115,79 +116,49 @@ class Algorithm:
         return config
 
 
-REPPO = "reppo"
+REPPO = algorithms.REPPO
 
 #: The paper's ablations, each one difference from `REPPO`.
-ABLATIONS: dict[str, Algorithm] = {
-    REPPO: Algorithm("as published: pathwise gradient, HL-Gauss, auxiliary task, KL gate, learned multipliers"),
-    "reppo-score_q": Algorithm("score-function gradient with the learned Q", {"estimator": "score_q"}),
-    "reppo-score_gae": Algorithm("score-function gradient with advantages: PPO inside", {"estimator": "score_gae"}),
-    "reppo-mse": Algorithm("scalar critic and squared error in place of HL-Gauss", {"hl_gauss": False}),
-    "reppo-no_norm": Algorithm("no normalisation layers", {"norm": "none"}),
-    "reppo-layer_norm": Algorithm("LayerNorm in place of RMSNorm", {"norm": "layer"}),
-    "reppo-no_aux": Algorithm("no auxiliary task", {"aux_weight": 0.0}),
-    "reppo-penalty": Algorithm("KL as a penalty in place of the gate", {"kl_mode": "penalty"}),
-    "reppo-no_kl": Algorithm("no KL constraint", {"kl_mode": "none"}),
-    "reppo-fixed_alpha": Algorithm("the temperature stays as it starts", {"learn_alpha": False}),
-    "reppo-fixed_beta": Algorithm("the KL multiplier stays as it starts", {"learn_beta": False}),
-    "reppo-fixed": Algorithm("both multipliers stay as they start", {"learn_alpha": False, "learn_beta": False}),
-    "reppo-reverse_kl": Algorithm("KL(new || old) in place of KL(old || new)", {"kl_direction": "reverse"}),
-    "reppo-sampled_kl": Algorithm("KL from 16 samples in place of the closed form", {"kl_estimator": "sampled"}),
-    "reppo-medium": Algorithm("half of the data per update", data_divisor=2),
-    "reppo-small": Algorithm("a quarter of the data per update", data_divisor=4),
+ABLATIONS: dict[str, Variant] = {
+    REPPO: Variant(algorithms.ALGORITHMS[REPPO].about),
+    "reppo-score_q": Variant("score-function gradient with the learned Q", {"estimator": "score_q"}),
+    "reppo-score_gae": Variant("score-function gradient with advantages: PPO inside", {"estimator": "score_gae"}),
+    "reppo-mse": Variant("scalar critic and squared error in place of HL-Gauss", {"hl_gauss": False}),
+    "reppo-no_norm": Variant("no normalisation layers", {"norm": "none"}),
+    "reppo-layer_norm": Variant("LayerNorm in place of RMSNorm", {"norm": "layer"}),
+    "reppo-no_aux": Variant("no auxiliary task", {"aux_weight": 0.0}),
+    "reppo-penalty": Variant("KL as a penalty in place of the gate", {"kl_mode": "penalty"}),
+    "reppo-no_kl": Variant("no KL constraint", {"kl_mode": "none"}),
+    "reppo-fixed_alpha": Variant("the temperature stays as it starts", {"learn_alpha": False}),
+    "reppo-fixed_beta": Variant("the KL multiplier stays as it starts", {"learn_beta": False}),
+    "reppo-fixed": Variant("both multipliers stay as they start", {"learn_alpha": False, "learn_beta": False}),
+    "reppo-reverse_kl": Variant("KL(new || old) in place of KL(old || new)", {"kl_direction": "reverse"}),
+    "reppo-sampled_kl": Variant("KL from 16 samples in place of the closed form", {"kl_estimator": "sampled"}),
+    "reppo-medium": Variant("half of the data per update", data_divisor=2),
+    "reppo-small": Variant("a quarter of the data per update", data_divisor=4),
 }
 
 #: A baseline's presets, by the suite's.
 PUBLISHED = {"cpu": "cpu", "paper-large": "published", "paper-maniskill": "published"}
 
-#: Stable-Baselines3's and SBX's, which take Gymnasium's environments.
-FOREIGN = {
-    "sb3-ppo": "Stable-Baselines3's PPO",
-    "sb3-sac": "Stable-Baselines3's SAC",
-    "sbx-ppo": "SBX's PPO",
-    "sbx-sac": "SBX's SAC",
-}
-
 #: REPPO as its preset `cpu` deploys it, in suites that otherwise have `NEWEST`.
 AVERAGED = "reppo-averaged"
 
-#: Every algorithm that can be named. A baseline is one more line.
-ALGORITHMS: dict[str, Algorithm] = {
+#: Every algorithm that can be named.
+ALGORITHMS: dict[str, Variant] = {
     **ABLATIONS,
-    "fasttd3": Algorithm(
-        "FastTD3 with its published settings: twin distributional critics, replay memory",
-        command=("baseline", "fasttd3"),
-        presets=PUBLISHED,
-        several_seeds=False,
-    ),
-    "ppo": Algorithm(
-        "Brax's PPO with the settings published for the task",
-        command=("baseline", "ppo"),
-        presets=PUBLISHED,
-        several_seeds=False,
-        resumes=False,
-        takes="jax",
-    ),
-    "sac": Algorithm(
-        "Brax's SAC with the settings published for the task: twin critics, replay memory",
-        command=("baseline", "sac"),
-        presets=PUBLISHED,
-        several_seeds=False,
-        resumes=False,
-        takes="jax",
-    ),
     **{
-        name: Algorithm(
-            f"{whose} with RL Zoo's settings for the task",
+        name: Variant(
+            baseline.about,
             command=("baseline", name),
             presets=PUBLISHED,
             several_seeds=False,
-            resumes=False,
-            takes="gymnasium",
+            resumes=not baseline.library,
+            takes=baseline.takes,
         )
-        for name, whose in FOREIGN.items()
+        for name, baseline in algorithms.BASELINES.items()
     },
-    AVERAGED: Algorithm(
+    AVERAGED: Variant(
         "with the average of the actor's weights that the preset cpu deploys",
         {"actor_average": preset("cpu").actor_average},
     ),
