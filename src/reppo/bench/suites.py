@@ -276,6 +276,15 @@ SUITES: dict[str, Suite] = {
         steps={"sb3-ppo": 100_000, "sb3-sac": 20_000},
         first_seed=10,
     ),
+    "zoo-mujoco": Suite(
+        "the same of PPO on HalfCheetah, with the million steps that it has there",
+        ("gymnasium:HalfCheetah-v5",),
+        ("sb3-ppo",),
+        num_seeds=3,
+        preset="cpu",
+        options={"total_steps": 1_000_000, "num_evals": 5, "eval_episodes": 16, **NEWEST},
+        first_seed=10,
+    ),
     "estimators": Suite(
         "the three gradient estimators on a CPU, on two tasks, with 400,000 steps",
         ("playground:CartpoleBalance", "playground:CartpoleSwingup"),
