@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -291,6 +292,41 @@ def test_a_suite_is_run_recorded_and_then_skipped(tmp_path: Path, monkeypatch: p
     other = dataclasses.replace(SMALL, options={**CHANGES, "gamma": 0.9})
     with pytest.raises(ConfigError, match=r"TargetReach-seed0.json was made with other options .*gamma 0.99 -> 0.9"):
         make_plan("small", other, bench.results)
+
+
+def test_processes_run_side_by_side_and_a_stop_reaches_all(tmp_path: Path) -> None:
+    """With real threads: three processes wait for each other, one stops, and the other two are asked to."""
+    together, asked = threading.Barrier(3), threading.Semaphore(0)
+
+    class Waiting:
+        def __init__(self, words: Sequence[str]):
+            self.words = words
+
+        def wait(self) -> int:
+            together.wait(timeout=60)  # broken where fewer run at once
+            if self.words[self.words.index("--seed") + 1] != "0":
+                assert asked.acquire(timeout=60)
+            return runner.STOPPED
+
+        def stop(self) -> None:
+            asked.release()
+
+    class Threads:
+        at_once = None
+
+        def start(self, words: Sequence[str], again: Sequence[str], log: Path) -> launchers.Process:
+            del again, log
+            return Waiting(words)
+
+    said: list[str] = []
+    bench = Bench(tmp_path / "results", tmp_path / "work", said.append, Threads())
+    jobs = make_plan("small", dataclasses.replace(SMALL, num_seeds=4, together=1), bench.results).jobs
+    with pytest.raises(runner.Interrupted, match="the same command goes on"):
+        bench.run(jobs, at_once=3)
+    # The fourth was never begun, and what was stopped is neither a result nor a failure.
+    assert not together.broken
+    assert (said, bench.failed, bench.left) == ([], [], [])
+    assert not list(bench.results.rglob("*"))
 
 
 def test_a_run_that_was_stopped_is_resumed_and_does_not_count_before(

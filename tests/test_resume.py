@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,26 @@ def test_a_run_stopped_after_an_evaluation_goes_on_as_if_it_had_not(references: 
     stopped(tmp_path / "run", 3, kind="evaluations")
     last = checkpoint.listing(tmp_path / "run" / "checkpoints")[-1]
     assert last.name == f"{4 * STEPS:012d}-evaluated"
+    assert_same_run(reppo.resume(tmp_path / "run"), references[1])
+
+
+def test_a_run_stopped_within_an_evaluation_makes_it_again(
+    references: dict[int, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt, evaluate = Interrupt(lambda: "resume me"), Run.evaluate
+
+    def interrupted(run: Run, *args: Any, **how: Any) -> Any:
+        if run.iteration == 4:
+            interrupt.requested = signal.SIGTERM
+        return evaluate(run, *args, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "evaluate", interrupted)
+        with pytest.raises(Stopped, match=f"stopped at {4 * STEPS} steps; resume me"):
+            train(tmp_path / "run", interrupt=interrupt)
+    last = checkpoint.listing(tmp_path / "run" / "checkpoints")[-1]
+    assert last.name == f"{4 * STEPS:012d}"  # not evaluated
+    assert [row["iteration"] for row in read_rows(tmp_path / "run" / "evaluations.csv")] == [0, 2]
     assert_same_run(reppo.resume(tmp_path / "run"), references[1])
 
 

@@ -309,6 +309,7 @@ class Bench:
         code = self.process(job, directory, log)
         seconds = time.perf_counter() - began
         if code == STOPPED or (self._stopping.is_set() and code not in (0, DIVERGED)):
+            self.stop()  # here, before this thread takes the next job
             raise Interrupted(f"{job} was stopped; the same command goes on")
         if code == DIVERGED and len(job.seeds) > 1:
             # One seed has ended the others with it. Alone, each comes as far as it can. Nothing goes on from here.
