@@ -28,11 +28,11 @@ settings.load_profile("reppo")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(pytestconfig: pytest.Config) -> Iterator[Path]:
+def compilation_cache(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One compilation cache, kept in pytest's own (`pytest --cache-clear` empties it); processes that tests start find it
     where the program looks. Most of a first session's time is compilation."""
-    assert pytestconfig.cache is not None
-    cache = pytestconfig.cache.mkdir("compiled")
+    kept = getattr(pytestconfig, "cache", None)  # none with `-p no:cacheprovider`
+    cache = kept.mkdir("compiled") if kept is not None else tmp_path_factory.mktemp("compiled")
     directory = cache / "reppo" / "jax"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))

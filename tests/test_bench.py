@@ -312,7 +312,7 @@ def test_processes_run_side_by_side_and_a_stop_reaches_all(tmp_path: Path) -> No
             asked.release()
 
     class Threads:
-        at_once = None
+        at_once: int | None = None
 
         def start(self, words: Sequence[str], again: Sequence[str], log: Path) -> launchers.Process:
             del again, log

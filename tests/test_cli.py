@@ -508,6 +508,17 @@ def test_eval_of_the_best_policy(reppo: Reppo, finished: Path, tmp_path: Path) -
     assert line == f"--best looks for best.npz or best_seed*.npz in a run directory; there is none at {finished}"
 
 
+def test_a_policy_of_an_environment_made_in_python_wants_its_name(reppo: Reppo, finished: Path, tmp_path: Path) -> None:
+    with np.load(finished / "policy.npz") as file:
+        meta = json.loads(file["meta"].tobytes())
+        arrays = {name: file[name] for name in file.files if name != "meta"}
+    meta = np.frombuffer(json.dumps({**meta, "env": "Mine"}).encode(), np.uint8)
+    np.savez(tmp_path / "policy.npz", meta=meta, **arrays)
+    for words in (["eval"], ["video", "--out", tmp_path / "a.gif"]):
+        line = reppo.refuses(words[0], tmp_path / "policy.npz", *words[1:])
+        assert line == "this policy's environment, Mine, was made in Python: name it with --env, as path/to/file.py:Mine"
+
+
 def test_export_writes_what_another_runtime_reads(reppo: Reppo, finished: Path, tmp_path: Path) -> None:
     path = tmp_path / "policy.onnx"
     lines = reppo("export", finished / "policy.npz", "--out", path).out.splitlines()

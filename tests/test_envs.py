@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from helpers import TINY, Array
 
+import reppo
 from reppo import envs
 from reppo.config import Config, ConfigError
 from reppo.envs import probes, value_ranges
@@ -285,6 +287,23 @@ def test_suites_know_their_tasks() -> None:
     assert all(list_ == sorted(list_) for list_ in names.values())
 
 
+def test_a_package_that_lacks_another_one_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Any:
+        raise ModuleNotFoundError("No module named 'six'")
+
+    adapter = types.SimpleNamespace(names=broken, make=lambda task: broken())
+    monkeypatch.setattr(envs.Suite, "adapter", lambda suite: adapter)
+    for lists_all in (True, False):
+        suite = dataclasses.replace(envs.SUITES["probe"], lists_all=lists_all)
+        monkeypatch.setitem(envs.SUITES, "probe", suite)
+        with pytest.raises(ConfigError) as raised:
+            envs.make("probe:TargetReach")
+        says = "probe is installed, but it cannot be imported (ModuleNotFoundError: No module named 'six'): "
+        assert str(raised.value) == says + suite.install
+    with pytest.raises(ConfigError, match=r"^an environment is named suite:Task, got 'Pendulum'"):
+        envs.make("Pendulum")  # looked for in all suites, of which none can be imported
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
@@ -422,6 +441,33 @@ def test_the_critic_sees_everything_and_the_actor_what_is_not_privileged() -> No
     assert (spec.obs_size(spec.actor_keys), spec.obs_size(spec.critic_keys)) == (5, 10)
     chosen = resolve(spec_of(DICT), Config(actor_obs=("state",), critic_obs=("state", "command")))
     assert (chosen.actor_keys, chosen.critic_keys) == (("state",), ("state", "command"))
+
+
+class Keyed(reppo.Env):
+    """Says itself which entries each network sees."""
+
+    action_size = 1
+    value_range = (0.0, 1.0)
+    actor_obs = ("joints",)
+
+    def reset(self, key: jax.Array) -> tuple[Any, Any]:
+        return (), {"joints": jnp.zeros(2), "masses": jnp.zeros(3), "privileged_state": jnp.zeros(4)}
+
+    def step(self, state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, reppo.Transition]:
+        return state, reppo.Transition(self.reset(key)[1], jnp.zeros(()), jnp.array(False))
+
+
+def test_an_environment_can_say_what_each_network_sees() -> None:
+    spec = Keyed().spec()
+    assert (spec.actor_keys, spec.critic_keys) == (("joints",), ("joints", "masses", "privileged_state"))
+    env = Keyed()
+    env.critic_obs = ("masses",)
+    assert env.spec().critic_keys == ("masses",)
+    assert resolve(env.spec(), Config(critic_obs=("joints",))).critic_keys == ("joints",)  # an option decides
+    for chosen, says in (("joints", "must be a tuple of names"), (("joint",), "has joints, masses, privileged_state")):
+        env.critic_obs = chosen  # pyright: ignore[reportAttributeAccessIssue]
+        with pytest.raises(ConfigError, match=f"^Keyed: critic_obs .*{says}"):
+            env.spec()
 
 
 def test_the_configuration_completes_the_spec() -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ import equinox as eqx
 import jax
 import numpy as np
 import pytest
+from breakable import Recorder
 from helpers import TINY, assert_identical, differ, leaves
 from hypothesis import given
 from hypothesis import strategies as st
@@ -382,6 +384,25 @@ def value_range_of(v_min: float, v_max: float, num_bins: int = 51) -> tuple[Any,
         return [event.text for event in warning.check([{"critic/target_clipped": s, **targets} for s in shares])]
 
     return run, after
+
+
+def test_the_last_iteration_of_a_short_run_is_judged_as_it_is() -> None:
+    run, after = value_range_of(0.0, 10.0)
+    run.config.num_iterations = 4
+    assert after(3, 0.9) == []
+    (text,) = after(4, 0.9)
+    assert "90% of the value targets leave the support [0, 10]" in text
+
+
+def test_from_python_a_warning_is_pythons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "SETTLED", 0)
+    with pytest.warns(RuntimeWarning, match=r"of the value targets leave the support \[5, 6\]"):
+        reppo.train("probe:TargetReach", dataclasses.replace(TINY, v_min=5.0, v_max=6.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # whoever brings a sink of their own shows it there
+        recorder = Recorder()
+        reppo.train("probe:TargetReach", dataclasses.replace(TINY, v_min=5.0, v_max=6.0), sinks=[recorder])
+    assert any("leave the support" in text for text in recorder.texts)
 
 
 def test_targets_outside_the_support_are_told_once_and_not_at_the_start() -> None:

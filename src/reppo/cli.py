@@ -114,6 +114,8 @@ class TrainArgs:
 def train(args: TrainArgs) -> None:
     if args.seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {args.seeds}")
+    if args.seeds > loop.MOST_SEEDS:
+        raise ConfigError(f"--seeds must be at most {loop.MOST_SEEDS:,}, got {args.seeds:,}")
     with claimed(args.out, args.env) as out, reported_run(out, args.env, args.wandb) as how:
         loop.train(args.env, args.config, seed=args.seed, num_seeds=args.seeds, out=out, **how)
 
@@ -196,7 +198,7 @@ def evaluate(args: EvalArgs) -> None:
         raise ConfigError(f"--episodes must be at least 1, got {args.episodes}")
     check_seed(args.seed)
     policies = {path.name: export.load_policy(path) for path in policy_files(args.run, args.best)}
-    env = args.env or next(iter(policies.values())).env
+    env = args.env or trained_on(next(iter(policies.values())))
     results: dict[str, dict[str, np.ndarray]] = {}
     with explained_errors(env), working("compiling, then evaluating"):
         environment = envs.make(env)
@@ -208,6 +210,14 @@ def evaluate(args: EvalArgs) -> None:
         print(json.dumps(evaluation_json(env, args.seed, results)))
     else:
         print_evaluation(env, args.seed, results)
+
+
+def trained_on(policy: export.SavedPolicy) -> str:
+    """The environment that a policy was trained on, as a name; raises `ConfigError` where it was made in Python."""
+    if ":" not in policy.env:
+        again = f"name it with --env, as path/to/file.py:{policy.env}"
+        raise ConfigError(f"this policy's environment, {policy.env}, was made in Python: {again}")
+    return policy.env
 
 
 def policy_files(run: Path, best: bool) -> list[Path]:
@@ -289,7 +299,7 @@ def draw_video(args: VideoArgs) -> None:
     policy = export.load_policy(file)
     out = args.out or file.with_suffix(".gif")
     video.check_file(out)
-    name = args.env or policy.env
+    name = args.env or trained_on(policy)
     imports.for_drawing()
     with explained_errors(name), working("compiling, then drawing"):
         episode = video.record(policy, envs.make(name), seed=args.seed, seconds=args.seconds, camera=args.camera)

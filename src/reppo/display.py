@@ -240,6 +240,8 @@ def header(telemetry: Telemetry) -> Iterator[Text]:
     if telemetry.algorithm == "reppo":
         name, changes = nearest_preset(telemetry.config)
         entries.insert(0, Cell("preset", " ".join([name, *changes])))
+    seen = {who: telemetry.spec.get(f"{who}_keys") for who in ("actor", "critic")}
+    entries += [Cell(who, f"sees {', '.join(keys)}") for who, keys in seen.items() if keys]
     title = ALGORITHMS[telemetry.algorithm].title
     yield Text(f"{title} ", style=f"bold {ACCENT}").append(telemetry.env, style="bold default")
     for entry in entries:

@@ -41,7 +41,7 @@ class RangeWarning:
         """Warnings, or nothing."""
         low, high = self.run.spec.value_range or (np.nan, np.nan)
         worst = max(rows, key=lambda row: row["critic/target_clipped"])
-        settled = self.run.iteration > SETTLED
+        settled = self.run.iteration > SETTLED or self.run.iteration >= self.run.config.num_iterations
         if settled and not self.told_narrow and worst["critic/target_clipped"] > CLIPPED_WARNING:
             self.told_narrow = True
             yield Event.warning(

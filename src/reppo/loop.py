@@ -36,7 +36,7 @@ from reppo.keeper import Clock, Keeper
 from reppo.keys import Keys, Stream
 from reppo.outcome import due, evaluation_row, size_of, summary
 from reppo.plot import plot_run, read_rows
-from reppo.sinks import CsvSink, Event, Sink, TensorBoardSink, best_evaluation
+from reppo.sinks import CsvSink, Event, PythonWarnings, Sink, TensorBoardSink, best_evaluation
 from reppo.types import PyTree
 
 MOST_SEEDS = 10_000  #: at once; each has files of its own
@@ -303,7 +303,8 @@ def train(
         seed: the first seed.
         num_seeds: how many seeds, ``seed, seed + 1, ...``, to train at once on this device.
         out: a new directory for the run's files; unset, nothing is written, and nothing can be resumed.
-        sinks: further receivers of metrics, beside the files of ``out``.
+        sinks: further receivers of metrics, beside the files of ``out``; unset, what the user should act on is a
+            `RuntimeWarning`.
         started: when the clock of ``time/seconds`` began (`time.perf_counter`); unset, now.
         interrupt: a request to stop, see `reppo.interrupt`.
 
@@ -427,6 +428,7 @@ def _drive(run: Run, sinks: list[Sink], clock: Clock, interrupt: Interrupt | Non
         files: list[CsvSink | TensorBoardSink] = []
         if directory is not None:
             files = [CsvSink(directory), TensorBoardSink(directory / "tensorboard", run.seeds)]
+        sinks = sinks or [PythonWarnings()]
         keeper = Keeper(run, files, clock)
         stack.callback(keeper.settle)
         stack.callback(run.collector.close)

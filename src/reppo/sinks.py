@@ -6,6 +6,7 @@ import csv
 import math
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TextIO
@@ -48,6 +49,20 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """The run is over, however it ended."""
+
+
+class PythonWarnings:
+    """What the user should act on, as Python's warnings: for a run that shows its events to nobody else."""
+
+    def begin(self, description: dict[str, Any]) -> None:
+        del description
+
+    def write(self, event: Event) -> None:
+        if event.kind == "warning":
+            warnings.warn(event.text, RuntimeWarning, stacklevel=2)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class CsvSink:

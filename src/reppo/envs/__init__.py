@@ -151,10 +151,30 @@ def make(env: str | AnyEnv | Callable[[], Any] | Any, **options: Any) -> AnyEnv:
         if physics not in suite.physics:
             raise ConfigError(f"{env}: {suite_name} has no physics {physics!r}; it has {', '.join(suite.physics)}")
         options["physics"] = physics
-    names = suite.adapter().names() if suite.lists_all else [task]
-    if task not in names:
-        raise ConfigError(f"{suite_name} has no task {task!r}{_nearest(task, names)}")
-    return suite.adapter().make(task, **options)
+    with _importable(suite_name):
+        names = suite.adapter().names() if suite.lists_all else [task]
+        if task not in names:
+            raise ConfigError(f"{suite_name} has no task {task!r}{_nearest(task, names)}")
+        return suite.adapter().make(task, **options)
+
+
+@contextlib.contextmanager
+def _importable(suite_name: str) -> Iterator[None]:
+    """One line where a package is there, and something that it needs is not."""
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(
+            f"{suite_name} is installed, but it cannot be imported ({blame.one_line(error)}): {SUITES[suite_name].install}"
+        ) from error
+
+
+def _names_here() -> Iterator[str]:
+    """Whole names of all tasks whose simulators can be used here."""
+    for name, suite in SUITES.items():
+        if not missing(suite):
+            with contextlib.suppress(ConfigError), _importable(name):
+                yield from (f"{name}:{task}" for task in suite.adapter().names())
 
 
 def _nearest(word: str, names: list[str]) -> str:
@@ -170,7 +190,7 @@ def _unknown(env: str) -> str:
         return f"{env!r} names no task of {suite_name}, as in {suite_name}:Task; `reppo envs {suite_name}` lists them"
     if colon:
         return f"no suite {suite_name!r}{_nearest(suite_name, list(SUITES))}"
-    candidates = [f"{s}:{n}" for s, suite in SUITES.items() if not missing(suite) for n in suite.adapter().names()]
+    candidates = list(_names_here())
     exact = [c for c in candidates if c.partition(":")[2].lower() == env.lower()]
     if exact:
         return f"an environment is named suite:Task; did you mean {' or '.join(exact)}?"

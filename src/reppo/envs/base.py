@@ -38,6 +38,8 @@ class Env(abc.ABC):
     episode_length: int = 1000  #: time limit in steps; the episode is then truncated, not terminated
     value_range: tuple[float, float] | None = None  #: smallest and largest discounted return; the critic's support
     max_return: float | None = None  #: the best possible episode return, where it is known
+    actor_obs: tuple[str, ...] = ()  #: entries of a dict observation that the actor sees; unset: see `suggest_keys`
+    critic_obs: tuple[str, ...] = ()  #: the same of the critic
     channels_first: bool = False  #: where the observation is an image: whether its channels are the first axis or the last
     cheap_reset: bool = True  #: whether a reset costs no more than a step
     step_seconds: float | None = None  #: how long a step lasts, where that is known, for `reppo video`
@@ -80,7 +82,7 @@ class Env(abc.ABC):
         if not isinstance(first, tuple | list) or len(first) != 2:
             raise ConfigError(f"{self.name}: reset must return (state, observation), got {counted(first)}")
         observation = first[1]
-        actor_keys, critic_keys = suggest_keys(observation)
+        actor_keys, critic_keys = self._keys(observation)
         low, high = (0, self.action_size - 1) if self.discrete else (self.action_low, self.action_high)
         bounds_shape = (1,) if self.discrete else (self.action_size,)
         return EnvSpec(
@@ -97,6 +99,19 @@ class Env(abc.ABC):
             discrete=self.discrete,
             channels_first=self.channels_first,
         )
+
+    def _keys(self, observation: PyTree) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Entries of a dict observation that actor and critic see."""
+        suggested = dict(zip(("actor_obs", "critic_obs"), suggest_keys(observation), strict=True))
+        for attribute in suggested:
+            chosen = getattr(self, attribute)
+            if isinstance(chosen, str) or not all(isinstance(key, str) for key in chosen):
+                raise ConfigError(f"{self.name}: {attribute} must be a tuple of names, such as ('state',), got {chosen!r}")
+            if chosen and not (isinstance(observation, dict) and set(chosen) <= set(observation)):
+                there = ", ".join(sorted(observation)) if isinstance(observation, dict) else "one array"
+                raise ConfigError(f"{self.name}: {attribute} is {', '.join(chosen)}, and the observation has {there}")
+            suggested[attribute] = tuple(chosen) or suggested[attribute]
+        return suggested["actor_obs"], suggested["critic_obs"]
 
 
 def read_step(name: str, returned: Any) -> tuple[Any, Transition]:
