@@ -668,13 +668,13 @@ count. REPPO has its `cpu` preset, and EnvPool's copy of a task where there is o
 the same in JAX, have the settings that RL Baselines3 Zoo publishes for the task, of MuJoCo's those for Gymnasium's older
 release, on their own vectors of Gymnasium's environments. The Zoo has none for the two tasks that come from DeepMind
 Control, where they have those of HalfCheetah and Walker2d (`pip install "shimmy[dm-control]"`), nor for gymnax's
-Breakout-MinAtar, where REPPO is alone. The rows of WalkerWalk by sb3-ppo and sbx-ppo were made with the network of
-HalfCheetah's settings (256 x 256, ReLU), which the Zoo does not have for Walker2d, and have not been run again. Returns are
+Breakout-MinAtar, where REPPO is alone. Returns are
 means over ten greedy episodes; seeds 10 to 14. "At a third" is what a run had after a third of the time; where it had not
 been evaluated since, that is its untrained policy. "Of the run" is the mean after all of an algorithm's steps, where every
 run made them: REPPO's are 401,408, which it has made long before the time is up but on Ant and WalkerWalk, where it takes
-197 to 212 and 106 to 116 seconds; on Breakout they are 800,768, in 274 to 468 seconds. Machine:
-{hardware("against.json")}; of CheetahRun and WalkerWalk an AMD EPYC, one run at a time, with tests on the other core.
+197 to 212 and 121 to 134 seconds; on Breakout they are 800,768, in 274 to 468 seconds. Machine:
+{hardware("against.json")}; of CheetahRun an AMD EPYC. CheetahRun and WalkerWalk ran one at a time, with tests
+on the other core.
 
 REPPO's runs of Pendulum, CartPole, HalfCheetah and Ant were made later than the others', on a processor of the same kind
 in an hour when REPPO took 1.3 to 1.6 times as long for the same steps, and with other programs on the other core. That is
@@ -685,7 +685,8 @@ step).
 
 {table(found.header, rows)}
 We aim at the return that the best of the others has at the end, in a third of the time. On HalfCheetah REPPO has more than
-that by then in the mean, and on CheetahRun and WalkerWalk three times as much; on CartPole it is at 493 by then; on
+that by then in the mean, on CheetahRun three times as much, and on WalkerWalk, where the others have learned nothing yet, as
+much; on CartPole it is at 493 by then; on
 Pendulum, in the slow hour, it is not there. On Ant four of REPPO's five seeds come above the untrained policy within the
 time, and no run of the others: it stands still, for about 990, that of SBX's SAC for 765 to 905, and all fall from there
 when they begin to learn. REPPO falls first and climbs again; after all of its steps every seed is far above. The Zoo has SAC
