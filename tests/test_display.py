@@ -191,7 +191,7 @@ def test_a_log_has_a_line_for_everything_that_happened(telemetry: Telemetry) -> 
     assert "    1:00  warning: something to act on" in lines
     assert "    1:03  192 steps  return 40.00 ± 2.00  100 steps/s  KL 0.0500" in lines
     assert "Trained probe:TargetReach for 192 steps in 1:03" in lines
-    assert "  return    40.00 ± 2.00  over 8 greedy episodes, best possible 50" in lines
+    assert "  return    40.00 ± 2.00  over 8 greedy episodes, at most 50" in lines
 
 
 @pytest.mark.parametrize(

@@ -306,7 +306,7 @@ def summary(telemetry: Telemetry, glyphs: Glyphs) -> Iterator[Text]:
     if telemetry.evaluations:
         rows = telemetry.evaluations[-1]
         over = f"mean of {len(rows)} seeds" if len(rows) > 1 else f"over {rows[0]['eval/episodes']:.0f} greedy episodes"
-        most = "" if telemetry.best_possible is None else f", best possible {short(telemetry.best_possible)}"
+        most = "" if telemetry.best_possible is None else f", at most {short(telemetry.best_possible)}"
         entries.append(Cell("return", return_text(rows, glyphs), f" {over}{most}"))
         entries += [Cell(f"seed {row['seed']:.0f}", return_text([row], glyphs)) for row in rows if len(rows) > 1]
         trained = [row for event in telemetry.evaluations for row in event if row["iteration"] > 0]

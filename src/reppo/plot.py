@@ -145,7 +145,7 @@ def _frame(axes: Axes, description: dict[str, Any], rows: Rows) -> None:
     if best is not None:
         axes.axhline(best, color=FAINT, linewidth=0.9, linestyle=(0, (5, 3)), zorder=1)
         axes.annotate(
-            f"best possible {short(best)}", (0, best), (3, -3), textcoords="offset points", va="top", fontsize=8, color=FAINT
+            f"at most {short(best)}", (0, best), (3, -3), textcoords="offset points", va="top", fontsize=8, color=FAINT
         )
         if all(row["eval/return_min"] >= 0 for row in rows) and best > 0:
             axes.set_ylim(0, 1.05 * best)
