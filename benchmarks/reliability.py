@@ -50,7 +50,8 @@ import numpy as np
 
 from reppo import checkpoint, cli, envs, keeper, loop, options, provenance
 from reppo import outcome as written
-from reppo.config import PRESETS, ConfigError
+from reppo.config import PRESETS
+from reppo.errors import ConfigError
 from reppo.files import PARTIAL
 from reppo.interrupt import KILLED, STOPPED
 from reppo.sinks import Event

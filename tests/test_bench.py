@@ -22,7 +22,8 @@ from reppo.bench import launchers, records, runner, suites
 from reppo.bench.records import Key, Record
 from reppo.bench.runner import Bench, Job, in_threads, make_plan
 from reppo.bench.suites import ABLATIONS, ALGORITHMS, AVERAGED, BASELINES, DMC23, ESTIMATORS, HUMANOID, SUITES, Suite
-from reppo.config import PRESETS, ConfigError, preset
+from reppo.config import PRESETS, preset
+from reppo.errors import ConfigError
 
 CHANGES = {
     field.name: getattr(TINY, field.name)

@@ -28,9 +28,10 @@ from reppo.baselines import brax_agents, brax_config, configured
 from reppo.baselines.brax_config import BraxConfig, PPOConfig, SACConfig, ppo_presets, sac_presets
 from reppo.bench.runner import Job, collected
 from reppo.bench.suites import DMC23
-from reppo.config import ConfigError, preset
+from reppo.config import preset
 from reppo.envs.brax_training import AsBrax
 from reppo.envs.probes import Terminating, Truncating
+from reppo.errors import ConfigError
 from reppo.evaluate import evaluate_policy
 from reppo.export import load_policy, save_policy
 from reppo.interrupt import KILLED

@@ -25,8 +25,9 @@ from onnx.reference import ReferenceEvaluator
 
 import reppo as package
 from reppo import cli, envs, health, load_policy, loop, options, outcome, same_run
-from reppo.config import PRESETS, ConfigError
+from reppo.config import PRESETS
 from reppo.display import number
+from reppo.errors import ConfigError
 from reppo.loop import Run
 from reppo.plot import read_rows
 

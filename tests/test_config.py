@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 
 import reppo
 from reppo.baselines.brax_config import PPOConfig
-from reppo.config import LATER_OPTIONS, PRESETS, Config, ConfigError
+from reppo.checkpoint import CheckpointError
+from reppo.config import LATER_OPTIONS, PRESETS, Config
+from reppo.envs.host import SimulatorError
+from reppo.errors import ConfigError
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]
 
@@ -252,3 +255,10 @@ def test_unknown_and_missing_options_are_named() -> None:
     del values["gamma"]
     with pytest.raises(ConfigError, match=r"config.json: option missing: gamma$"):
         Config.from_json(values, "config.json")
+
+
+def test_what_reppo_raises_has_one_root() -> None:
+    raised = (reppo.ConfigError, reppo.Diverged, reppo.Stopped, SimulatorError, CheckpointError)
+    assert all(issubclass(error, reppo.ReppoError) for error in raised)
+    assert issubclass(reppo.ConfigError, ValueError)  # as Python's users expect of a wrong argument
+    assert not issubclass(reppo.Stopped, ValueError)

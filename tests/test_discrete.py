@@ -22,10 +22,11 @@ from scipy.special import logsumexp, softmax
 
 import reppo
 from reppo import envs, export, normalizer
-from reppo.config import Config, ConfigError
+from reppo.config import Config
 from reppo.distributions import Categorical, pick, sampled_kl
 from reppo.envs.probes import Choice
 from reppo.envs.spec import EnvSpec, resolve
+from reppo.errors import ConfigError
 from reppo.estimators import ESTIMATORS, Behaviour
 from reppo.evaluate import evaluate_policy
 from reppo.host_collector import HostCollector

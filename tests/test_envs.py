@@ -16,12 +16,13 @@ from helpers import TINY, Array
 
 import reppo
 from reppo import envs
-from reppo.config import Config, ConfigError
+from reppo.config import Config
 from reppo.envs import probes, value_ranges
 from reppo.envs.autoreset import AutoReset
 from reppo.envs.base import Env, Transition
 from reppo.envs.brax_style import BraxStyle, longest_scan
 from reppo.envs.spec import EnvSpec, resolve, suggest_keys
+from reppo.errors import ConfigError
 
 # ------------------------------------------------------------------------------------------- adapters
 

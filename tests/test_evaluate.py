@@ -13,9 +13,9 @@ import pytest
 from helpers import TINY
 
 from reppo import cli, evaluate
-from reppo.config import ConfigError
 from reppo.envs.autoreset import AutoReset
 from reppo.envs.base import Env, Transition
+from reppo.errors import ConfigError
 from reppo.evaluate import evaluate_policy
 from reppo.export import SavedPolicy
 from reppo.keys import Keys, Stream

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reppo
-from reppo.config import ConfigError
 from reppo.distributions import TanhGaussian
 from reppo.envs.spec import EnvSpec, suggest_keys
+from reppo.errors import ConfigError
 from reppo.export import SavedPolicy, load_policy, save_policy
 from reppo.nets import Actor, NormKind
 from reppo.normalizer import Normalizer

@@ -19,11 +19,11 @@ import reppo
 from reppo import baselines, cli, normalizer
 from reppo.baselines import fasttd3, replay
 from reppo.baselines.fasttd3 import FastTD3Config, TrainState
-from reppo.config import ConfigError
 from reppo.envs.autoreset import AutoReset
 from reppo.envs.base import Env
 from reppo.envs.probes import ActionReward, ConstantReward, Terminating, Truncating
 from reppo.envs.spec import resolve
+from reppo.errors import ConfigError
 from reppo.options import options_of
 from reppo.rollout import rollout as collect
 from reppo.types import Learner, Rollout

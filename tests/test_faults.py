@@ -26,9 +26,9 @@ from hypothesis import given, settings
 from reppo import checkpoint, faults, health, keeper, loop, optim
 from reppo import reppo as algorithm
 from reppo.collector import JaxCollector
-from reppo.config import ConfigError
 from reppo.duals import Duals
 from reppo.envs.autoreset import AutoReset, First
+from reppo.errors import ConfigError, Diverged
 from reppo.loop import Run
 from reppo.types import Rollout
 
@@ -423,7 +423,7 @@ def test_a_run_whose_gradients_break_too_often_stops(tmp_path: Path, monkeypatch
     with BrokenLosses.compiled():
         started = Started(directory=tmp_path)
         started.plant("reward", "mark", 3, list(range(N)))
-        with pytest.raises(health.Diverged) as raised:
+        with pytest.raises(Diverged) as raised:
             loop._drive(started.run, [recorder], started.clock, None)
     (path,) = tmp_path.glob("gradient-*.npz")
     message = rf"seed 5 stopped at {T * N} steps: \d\d% of the optimiser steps had gradients that are not finite"

@@ -28,11 +28,12 @@ from scripted import BOUNDS, Scripted, Transition
 
 import reppo
 from reppo import envs, returns
-from reppo.config import Config, ConfigError
+from reppo.config import Config
 from reppo.envs import envpool as envpool_adapter
 from reppo.envs.host import HostEnv, HostVectorEnv, SimulatorError
 from reppo.envs.spaces import Observations, WrongObservation, read_actions
 from reppo.envs.spec import resolve
+from reppo.errors import ConfigError
 from reppo.evaluate import evaluate_policy, first_episodes
 from reppo.loop import Run
 

@@ -17,9 +17,10 @@ from helpers import TINY, Array, assert_identical
 
 import reppo
 from reppo import envs, export, normalizer
-from reppo.config import Config, ConfigError
+from reppo.config import Config
 from reppo.envs.spaces import Observations, WrongObservation
 from reppo.envs.spec import EnvSpec, check_observation, resolve
+from reppo.errors import ConfigError
 from reppo.evaluate import evaluate_policy
 from reppo.host_collector import HostCollector
 from reppo.images import IMAGE_ENCODERS, Convolution, ImageEncoder, automatic, pixel_values, smallest_side, windows

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from reppo import envs
-from reppo.config import ConfigError
+from reppo.errors import ConfigError
 from reppo.imports import of_physics, warp_is_useful, without
 
 

@@ -18,7 +18,7 @@ import pytest
 from reppo import cli
 from reppo.bench import launchers
 from reppo.bench.launchers import Command, Ray, Slurm
-from reppo.config import ConfigError
+from reppo.errors import ConfigError
 from reppo.interrupt import STOPPED
 
 #: Says that it runs, and where; ends with 75 when it is asked to, as `reppo train` does.

@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 
 import reppo
 from reppo import checkpoint, envs, health, loop, outcome, provenance
-from reppo.config import Config, ConfigError
+from reppo.config import Config
 from reppo.envs.probes import TargetReach
+from reppo.errors import ConfigError
 from reppo.keeper import Clock
 from reppo.keys import Keys, Stream
 from reppo.loop import Run, evaluation_due

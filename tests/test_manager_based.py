@@ -10,10 +10,10 @@ import gymnasium
 import numpy as np
 import pytest
 
-from reppo.config import ConfigError
 from reppo.envs.check import check
 from reppo.envs.host import HostVectorEnv
 from reppo.envs.manager_based import Batch, ManagerBased, SelfResettingBatch, as_gymnasium, seconds
+from reppo.errors import ConfigError
 
 N, LIMIT = 4, 6
 

@@ -12,9 +12,9 @@ from helpers import TINY
 
 import reppo
 from reppo import cli, envs
-from reppo.config import ConfigError
 from reppo.envs import maniskill
 from reppo.envs.check import check
+from reppo.errors import ConfigError
 
 installed = pytest.mark.skipif(
     envs.missing(envs.SUITES["maniskill"]), reason="needs reppo[maniskill]; torch is too large for the test extra"

@@ -15,9 +15,9 @@ from helpers import TINY
 
 import reppo
 from reppo import cli, envs
-from reppo.config import ConfigError
 from reppo.envs import mjlab
 from reppo.envs.check import check
+from reppo.errors import ConfigError
 from reppo.evaluate import evaluate_policy
 
 installed = pytest.mark.skipif(

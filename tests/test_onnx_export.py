@@ -14,7 +14,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from reppo import onnx_export
-from reppo.config import ConfigError
+from reppo.errors import ConfigError
 from reppo.export import FORMAT, SavedPolicy
 
 A = 3

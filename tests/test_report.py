@@ -23,7 +23,7 @@ from reppo.bench.page import Figure, Missing, Note, Section, Table, html, markdo
 from reppo.bench.records import Key, Record, Status
 from reppo.bench.statistics import PER_1000, REF_BEST
 from reppo.bench.suites import SUITES
-from reppo.config import ConfigError
+from reppo.errors import ConfigError
 from reppo.toy.figure import COLOURS
 
 TASKS = ("playground:CartpoleBalance", "playground:CartpoleSwingup")

@@ -19,8 +19,9 @@ from tensorboardX.proto.event_pb2 import Event as EventRecord  # pyright: ignore
 
 import reppo
 from reppo import checkpoint, loop, outcome, run_directory, same_run
-from reppo.config import LATER_OPTIONS, Config, ConfigError
-from reppo.interrupt import Interrupt, Stopped
+from reppo.config import LATER_OPTIONS, Config
+from reppo.errors import ConfigError, Stopped
+from reppo.interrupt import Interrupt
 from reppo.loop import Run
 from reppo.plot import read_rows
 

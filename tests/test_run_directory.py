@@ -22,7 +22,8 @@ import pytest
 from hypothesis import given, settings
 
 from reppo import run_directory
-from reppo.config import Config, ConfigError
+from reppo.config import Config
+from reppo.errors import ConfigError
 from reppo.loop import Run
 
 DESCRIPTION = {"env": "probe:TargetReach", "seeds": [0], "config": {}}

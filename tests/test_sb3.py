@@ -19,7 +19,7 @@ from reppo import algorithms, baselines, cli, envs
 from reppo.baselines import sb3, sbx
 from reppo.baselines.foreign import FLOAT
 from reppo.baselines.sb3 import PPOConfig, SACConfig
-from reppo.config import ConfigError
+from reppo.errors import ConfigError
 from reppo.options import options_of
 
 needs_sb3 = pytest.mark.skipif(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reppo.config import ConfigError
+from reppo.errors import ConfigError
 from reppo.estimators import Behaviour
 from reppo.toy import experiment, figure
 from reppo.toy.experiment import START, Settings, ascent, behaviour_at, errors, expectation, quality, surface

@@ -16,9 +16,9 @@ from PIL import Image
 
 import reppo
 from reppo import envs, imports, video
-from reppo.config import ConfigError
 from reppo.envs.brax import Brax
 from reppo.envs.brax_style import BraxStyle
+from reppo.errors import ConfigError
 from reppo.export import FORMAT, SavedPolicy
 from reppo.video import Episode, Pace, record, save
 

@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reppo import distributions, hl_gauss, normalizer, returns
-    from reppo.config import PRESETS, Config, ConfigError, preset
+    from reppo.config import PRESETS, Config, preset
     from reppo.envs.base import Env, Transition
+    from reppo.errors import ConfigError, Diverged, ReppoError, Stopped
     from reppo.export import load_policy
     from reppo.loop import resume, train
 
 __version__ = "0.1.0"
 __all__ = [
-    "PRESETS", "Config", "ConfigError", "Env", "Transition", "distributions", "hl_gauss", "load_policy", "normalizer",
-    "preset", "resume", "returns", "train",
+    "PRESETS", "Config", "ConfigError", "Diverged", "Env", "ReppoError", "Stopped", "Transition", "distributions",
+    "hl_gauss", "load_policy", "normalizer", "preset", "resume", "returns", "train",
 ]  # fmt: skip
 
 _MODULES = {
-    "reppo.config": ("PRESETS", "Config", "ConfigError", "preset"),
+    "reppo.config": ("PRESETS", "Config", "preset"),
+    "reppo.errors": ("ConfigError", "Diverged", "ReppoError", "Stopped"),
     "reppo.envs.base": ("Env", "Transition"),
     "reppo.export": ("load_policy",),
     "reppo.loop": ("resume", "train"),

@@ -10,8 +10,9 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from reppo.config import ConfigError, RunConfig, nearest
+from reppo.config import RunConfig, nearest
 from reppo.envs.spec import EnvSpec
+from reppo.errors import ConfigError
 from reppo.types import Learner
 
 #: Makes the agent of an environment, a configuration and a seed, see `reppo.baselines.foreign`.

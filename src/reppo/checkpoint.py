@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reppo.config import ConfigError
+from reppo.errors import ConfigError
 from reppo.files import PARTIAL, sync
 from reppo.types import PyTree
 

@@ -41,7 +41,6 @@ from reppo import (
     envs,
     export,
     faults,
-    health,
     imports,
     loop,
     onnx_export,
@@ -50,15 +49,16 @@ from reppo import (
     provenance,
     same_run,
 )
-from reppo.config import PRESETS, Config, ConfigError, nearest, preset
+from reppo.config import PRESETS, Config, nearest, preset
 from reppo.display import ACCENT, PlainDisplay, glyphs_for, make_display, number, shown
 from reppo.envs import blame
 from reppo.envs.autoreset import check_returns
 from reppo.envs.blame import FAILURES
 from reppo.envs.check import check
+from reppo.errors import ConfigError, Diverged, ReppoError, Stopped
 from reppo.evaluate import evaluate_policy
 from reppo.files import drop_truncated
-from reppo.interrupt import KILLED, NOTHING_YET, STOPPED, Interrupt, Stopped
+from reppo.interrupt import KILLED, NOTHING_YET, STOPPED, Interrupt
 from reppo.options import INLINE, unset
 from reppo.run_directory import check_free, check_new, claimed, read_description
 from reppo.sinks import Sink, WandbSink
@@ -67,7 +67,7 @@ DEFAULT_ENV = "playground:CartpoleSwingup"
 
 CHECK_FAILED = 1  #: exit code of `reppo check-env` where a check has failed
 USER_ERROR = 2  #: exit code of everything that the user can mend
-DIVERGED = 3  #: exit code of a run that its numbers have ended, see `reppo.health.Diverged`
+DIVERGED = 3  #: exit code of a run that its numbers have ended, see `reppo.errors.Diverged`
 INTERRUPTED = KILLED + signal.SIGINT
 EXIT_CODES = {
     0: "done",
@@ -799,7 +799,7 @@ def explained_errors(env: str, display: PlainDisplay | None = None) -> Iterator[
     try:
         yield
     except FAILURES as error:
-        said = isinstance(error, ConfigError | health.Diverged | Stopped)
+        said = isinstance(error, ReppoError)
         if said or out_of_memory(error) or os.environ.get("REPPO_TRACEBACK"):
             raise
         source, name = envs.split_name(env)
@@ -917,7 +917,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         print(f"reppo: {stopped}", file=sys.stderr)
         return STOPPED
-    except health.Diverged as diverged:
+    except Diverged as diverged:
         print(f"reppo: {diverged}", file=sys.stderr)
         return DIVERGED
     except Exception as error:

@@ -17,10 +17,11 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from reppo import compiling
-from reppo.config import ConfigError, RunConfig
+from reppo.config import RunConfig
 from reppo.envs.autoreset import LARGEST, AutoReset, First
 from reppo.envs.base import Env
 from reppo.envs.spec import EnvSpec
+from reppo.errors import ConfigError
 from reppo.evaluate import Evaluation, FirstEpisodes
 from reppo.interrupt import Interrupt
 from reppo.keys import Keys, Stream

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_orig
 
 import numpy as np
 
+from reppo.errors import ConfigError
 from reppo.images import ImageEncoderKind
 from reppo.nets import NormKind
 
@@ -22,10 +23,6 @@ Precision = Literal["highest", "high", "default"]
 LARGEST_COUNT = 2**31 - 1  #: of anything that a device counts: its integers have 32 bits
 MOST_LAYERS = 100
 MOST_SAMPLES = 10_000  #: of one expectation; the paper takes 64, and each is an evaluation of the critic at every state
-
-
-class ConfigError(ValueError):
-    """A user's mistake: one line that says what is wrong and what to do. The command line exits with code 2."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from reppo import compiling, envs
-from reppo.config import ConfigError
 from reppo.envs.autoreset import AutoReset
 from reppo.envs.host import HostVectorEnv
 from reppo.envs.spec import EnvSpec
+from reppo.errors import ConfigError
 from reppo.export import SavedPolicy
 from reppo.interrupt import Interrupt
 from reppo.keys import Stream, fold_in

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reppo.config import ConfigError
 from reppo.envs.spec import EnvSpec
+from reppo.errors import ConfigError
 from reppo.files import replacing
 from reppo.images import windows
 from reppo.nets import NORM_EPSILON

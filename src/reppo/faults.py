@@ -24,9 +24,10 @@ import optax
 
 from reppo import algorithms, compiling, envs, reppo
 from reppo.checkpoint import CheckpointError, from_host, to_host
-from reppo.config import Config, ConfigError, RunConfig
+from reppo.config import Config, RunConfig
 from reppo.envs.autoreset import LARGEST, AutoReset, is_floating
 from reppo.envs.spec import EnvSpec, action_struct, resolve
+from reppo.errors import ConfigError
 from reppo.files import replacing
 from reppo.rollout import Fault
 from reppo.types import PyTree, Rollout

@@ -71,10 +71,6 @@ class RangeWarning:
         return span < 2 * self._bin(support) and row.get("critic/error", 0.0) > span / 4
 
 
-class Diverged(RuntimeError):
-    """Too much of a run's data or of its gradients is not finite for it to go on; one line."""
-
-
 def diverged(run: Run, rows: list[dict[str, float]]) -> str | None:
     """Why a run must stop, or None: see `INVALID_LIMIT` and `SKIPPED_LIMIT`."""
     config = run.config

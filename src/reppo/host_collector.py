@@ -16,9 +16,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from reppo.collector import Collected, mesh_of_seeds, num_devices
-from reppo.config import ConfigError, RunConfig
+from reppo.config import RunConfig
 from reppo.envs.host import HostEnv, HostVectorEnv
 from reppo.envs.spec import EnvSpec
+from reppo.errors import ConfigError
 from reppo.evaluate import Evaluation, first_episodes
 from reppo.interrupt import Interrupt
 from reppo.keys import Keys, Stream, fold_in

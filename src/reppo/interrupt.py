@@ -22,10 +22,6 @@ NOTHING_YET = "nothing is written yet"
 KILLED = 128  #: plus the signal's number: exit code where there is nothing to resume, as a shell has it
 
 
-class Stopped(Exception):
-    """Raised by the loop once a requested stop has left a checkpoint; its text says how to resume."""
-
-
 class Interrupt:
     """A context that turns the first signal into `requested` and the second into an immediate exit.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from reppo import checkpoint, run_directory
-from reppo.config import ConfigError
+from reppo.errors import ConfigError
 from reppo.sinks import CsvSink, TensorBoardSink
 
 if TYPE_CHECKING:

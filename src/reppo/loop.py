@@ -24,14 +24,14 @@ import numpy as np
 from reppo import algorithms, checkpoint, compiling, envs, export, faults, health, outcome, run_directory, same_run
 from reppo.algorithms import make_learner
 from reppo.collector import Collected, Collector, JaxCollector, compile_over_seeds, num_devices
-from reppo.config import PRESETS, ConfigError, RunConfig, check_config, shown_count, whole
+from reppo.config import PRESETS, RunConfig, check_config, shown_count, whole
 from reppo.envs.host import SimulatorError
 from reppo.envs.spec import EnvSpec, resolve
+from reppo.errors import ConfigError, Diverged, Stopped
 from reppo.evaluate import Evaluation
 from reppo.files import set_aside, write_json
-from reppo.health import Diverged
 from reppo.host_collector import HostCollector
-from reppo.interrupt import Interrupt, Stopped
+from reppo.interrupt import Interrupt
 from reppo.keeper import Clock, Keeper
 from reppo.keys import Keys, Stream
 from reppo.outcome import due, evaluation_row, size_of, summary

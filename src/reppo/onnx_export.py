@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reppo.config import ConfigError
+from reppo.errors import ConfigError
 from reppo.export import SavedPolicy
 from reppo.files import replacing
 from reppo.nets import NORM_EPSILON

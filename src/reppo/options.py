@@ -22,7 +22,8 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, StructConstructorSpec, StructFieldSpec
 
-from reppo.config import Config, ConfigError, nearest
+from reppo.config import Config, nearest
+from reppo.errors import ConfigError
 
 T = TypeVar("T")
 

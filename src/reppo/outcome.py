@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from reppo.config import ConfigError
 from reppo.envs.spec import EnvSpec
+from reppo.errors import ConfigError
 from reppo.evaluate import Evaluation
 from reppo.provenance import memory, provenance
 from reppo.sinks import best_evaluation

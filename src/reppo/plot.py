@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from rich.text import Text
 
-from reppo.config import ConfigError
+from reppo.errors import ConfigError
 from reppo.files import replacing
 
 if TYPE_CHECKING:

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import optax
 
 from reppo import distributions, duals, hl_gauss, images, normalizer, returns
-from reppo.config import Config, ConfigError
+from reppo.config import Config
 from reppo.distributions import ActionDistribution
 from reppo.duals import Duals
 from reppo.envs.spec import EnvSpec
+from reppo.errors import ConfigError
 from reppo.estimators import ESTIMATORS, Behaviour
 from reppo.metrics import Series, masked_mean, masked_means, over_epochs, target_metrics
 from reppo.nets import Actor, ContinuousCritic, Critic, DiscreteCritic, select

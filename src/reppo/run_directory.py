@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from reppo.config import ConfigError
+from reppo.errors import ConfigError
 from reppo.files import sync, write_json
 
 

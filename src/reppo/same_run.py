@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any
 
 from reppo import algorithms
-from reppo.config import ConfigError, RunConfig, with_later_options
+from reppo.config import RunConfig, with_later_options
+from reppo.errors import ConfigError
 
 #: Options that may change when a run is resumed: they do not change what it computes until then.
 RESUMABLE = frozenset(["total_steps", "num_evals", "eval_episodes", "checkpoint_minutes", "keep_checkpoints", "keep_best"])

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TextIO
 
-from reppo.config import ConfigError
+from reppo.errors import ConfigError
 from reppo.imports import without
 
 with without("torch"):

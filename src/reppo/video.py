@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image
 
 from reppo import compiling, envs
-from reppo.config import ConfigError
 from reppo.envs.autoreset import AutoReset, sound_numbers, sound_state
 from reppo.envs.base import Transition
 from reppo.envs.host import HostVectorEnv
 from reppo.envs.spec import EnvSpec
+from reppo.errors import ConfigError
 from reppo.evaluate import spec_for
 from reppo.export import SavedPolicy
 from reppo.files import replacing

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_type_hints
 
 from reppo.algorithms import BASELINES, presets
-from reppo.config import ConfigError, nearest
+from reppo.config import nearest
+from reppo.errors import ConfigError
 from reppo.options import read_value
 
 

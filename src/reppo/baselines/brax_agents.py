@@ -18,8 +18,8 @@ import numpy as np
 from reppo import envs, export
 from reppo.baselines.brax_config import BraxConfig, PPOConfig, SACConfig
 from reppo.baselines.foreign import FLOAT, Evaluate, Params, num_parallel
-from reppo.config import ConfigError
 from reppo.envs.spec import EnvSpec, check_observation
+from reppo.errors import ConfigError
 from reppo.evaluate import Evaluation, GreedyEpisodes
 from reppo.normalizer import EPSILON
 from reppo.outcome import size_of

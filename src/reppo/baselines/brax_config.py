@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from reppo import envs
-from reppo.config import ConfigError, check_counts, check_positive, check_types
+from reppo.config import check_counts, check_positive, check_types
+from reppo.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,17 +19,9 @@ import optax
 from reppo import hl_gauss, normalizer
 from reppo.baselines import replay as memory
 from reppo.baselines.replay import Replay, Transitions
-from reppo.config import (
-    ConfigError,
-    Precision,
-    check_limits,
-    check_positive,
-    check_ranges,
-    check_types,
-    config_from_json,
-    take_numbers,
-)
+from reppo.config import Precision, check_limits, check_positive, check_ranges, check_types, config_from_json, take_numbers
 from reppo.envs.spec import EnvSpec
+from reppo.errors import ConfigError
 from reppo.metrics import masked_mean, target_metrics
 from reppo.nets import Linear, select
 from reppo.normalizer import Normalizer

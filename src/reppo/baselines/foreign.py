@@ -17,11 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from reppo import compiling, envs, run_directory
-from reppo.config import ConfigError
 from reppo.envs.spec import EnvSpec
+from reppo.errors import ConfigError, Diverged
 from reppo.evaluate import MAX_PARALLEL, Evaluation
 from reppo.files import write_json
-from reppo.health import Diverged
 from reppo.keeper import Clock
 from reppo.outcome import check_fits, describe, due, evaluation_row, summary
 from reppo.plot import plot_run

@@ -15,8 +15,9 @@ import numpy as np
 from reppo import envs
 from reppo.baselines import uninstalled
 from reppo.baselines.foreign import FLOAT, Evaluate, Params, num_parallel
-from reppo.config import ConfigError, check_counts, check_positive, check_types
+from reppo.config import check_counts, check_positive, check_types
 from reppo.envs.spec import EnvSpec, check_observation
+from reppo.errors import ConfigError
 from reppo.evaluate import Evaluation, first_episodes
 from reppo.types import PyTree
 

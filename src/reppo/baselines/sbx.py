@@ -10,7 +10,7 @@ from typing import Any
 
 from reppo.baselines import sb3
 from reppo.baselines.foreign import Params
-from reppo.config import ConfigError
+from reppo.errors import ConfigError
 
 PACKAGES = (*sb3.SB3Config.packages, "sbx")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from reppo.config import ConfigError
+from reppo.errors import ConfigError
 from reppo.files import set_aside
 from reppo.interrupt import STOPPED
 

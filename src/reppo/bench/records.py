@@ -25,7 +25,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from reppo.config import LATER_OPTIONS, Config, ConfigError
+from reppo.config import LATER_OPTIONS, Config
+from reppo.errors import ConfigError
 from reppo.files import replacing, set_aside, write_json
 
 FORMAT = "reppo-run-1"

@@ -27,7 +27,7 @@ from reppo.bench.records import SUCCESS, Record
 from reppo.bench.runner import unsuited
 from reppo.bench.statistics import PER_1000, REF_BEST, Interval
 from reppo.bench.suites import ABLATIONS, DMC23, ESTIMATORS, HUMANOID, NO_HL_GAUSS, NO_KL, REPPO, SUITES, dmc_task
-from reppo.config import ConfigError
+from reppo.errors import ConfigError
 from reppo.files import replacing
 
 Array = NDArray[np.float64]

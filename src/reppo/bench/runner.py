@@ -27,7 +27,8 @@ from reppo.bench import records
 from reppo.bench.launchers import Launcher, Process
 from reppo.bench.records import Key, Record
 from reppo.bench.suites import ALGORITHMS, Suite
-from reppo.config import PRESETS, Config, ConfigError, nearest
+from reppo.config import PRESETS, Config, nearest
+from reppo.errors import ConfigError
 from reppo.files import set_aside
 from reppo.interrupt import STOPPED
 

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from reppo import algorithms
 from reppo.bench.records import SUCCESS
 from reppo.bench.statistics import PER_1000, REF_BEST
-from reppo.config import Config, ConfigError, nearest, preset
+from reppo.config import Config, nearest, preset
+from reppo.errors import ConfigError
 
 #: The DeepMind Control tasks of MuJoCo Playground, and the normaliser ``ref_best``: the best mean final return that any
 #: method has published for the task (50 million steps). `results/published/dmc_norm_reference.csv` is where it comes from.

@@ -15,12 +15,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from reppo.config import ConfigError
 from reppo.envs import blame
 from reppo.envs.base import Env, Transition
 from reppo.envs.blame import FAILURES
 from reppo.envs.host import HostEnv
 from reppo.envs.spec import EnvSpec
+from reppo.errors import ConfigError
 
 __all__ = ["SUITES", "AnyEnv", "Env", "EnvSpec", "HostEnv", "Suite", "Transition", "leave_gpu_memory", "make", "missing"]
 

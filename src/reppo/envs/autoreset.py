@@ -12,9 +12,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from reppo.config import ConfigError
 from reppo.envs.base import Env, Transition, read_step
 from reppo.envs.spec import action_struct
+from reppo.errors import ConfigError
 from reppo.types import PyTree, TimeStep
 
 

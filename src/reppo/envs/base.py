@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from reppo.config import ConfigError
 from reppo.envs.blame import counted
 from reppo.envs.spec import EnvSpec, check_claims, shape_of, suggest_keys
+from reppo.errors import ConfigError
 from reppo.types import PyTree
 
 

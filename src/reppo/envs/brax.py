@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from reppo import imports
-from reppo.config import ConfigError
 from reppo.envs.brax_style import BraxStyle
+from reppo.errors import ConfigError
 
 EPISODE_LENGTH = 1000  #: the time limit that Brax's own training uses for all of its tasks
 

@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from reppo import compiling
-from reppo.config import Config, ConfigError
+from reppo.config import Config
 from reppo.envs.autoreset import AutoReset, AutoResetState
 from reppo.envs.base import Env
 from reppo.envs.host import HostEnv, HostVectorEnv
 from reppo.envs.spec import EnvSpec, action_struct, check_observation, shape_of
+from reppo.errors import ConfigError
 from reppo.types import PyTree, TimeStep
 
 Array = npt.NDArray[Any]

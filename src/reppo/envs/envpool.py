@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from reppo.config import ConfigError
 from reppo.envs import value_ranges
 from reppo.envs.host import HostEnv, RawStep, Simulator
 from reppo.envs.spaces import Actions, Observations, read_actions
+from reppo.errors import ConfigError
 from reppo.types import PyTree
 
 Array = npt.NDArray[Any]

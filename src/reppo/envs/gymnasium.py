@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from reppo.config import ConfigError
 from reppo.envs import blame, value_ranges
 from reppo.envs.blame import FAILURES, counted
 from reppo.envs.host import Failure, HostEnv, RawStep, Simulator, WrongNumber, WrongReturn, as_numbers, where_rows
 from reppo.envs.spaces import Actions, Observations, read_actions
+from reppo.errors import ConfigError
 from reppo.interrupt import unheard
 from reppo.types import PyTree
 

@@ -14,12 +14,12 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from reppo.config import ConfigError
 from reppo.envs import blame
 from reppo.envs.autoreset import LARGEST
 from reppo.envs.blame import FAILURES
 from reppo.envs.spaces import Actions, Observations, WrongObservation, namespace
 from reppo.envs.spec import EnvSpec, check_claims, suggest_keys
+from reppo.errors import ConfigError
 from reppo.types import PyTree, TimeStep
 
 Array = npt.NDArray[Any]

@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from reppo.config import ConfigError
 from reppo.envs import value_ranges
 from reppo.envs.host import HostEnv, Simulator
 from reppo.envs.spaces import Observations, read_actions
 from reppo.envs.torch_env import Tensor, TensorEnv, TensorSimulator, TensorStep, stays_on_device, torch_tensors
+from reppo.errors import ConfigError
 
 Array = npt.NDArray[Any]
 

@@ -7,8 +7,8 @@ import difflib
 import io
 from typing import Any
 
-from reppo.config import ConfigError
 from reppo.envs.manager_based import SEED, ManagerBased, seconds
+from reppo.errors import ConfigError
 
 COMPILES = (
     "mjlab: on {}. Warp compiles its kernels at the first steps, which takes minutes the first time on a machine; it keeps "

@@ -9,9 +9,9 @@ from typing import Any, cast
 import jax
 
 from reppo import imports
-from reppo.config import ConfigError
 from reppo.envs import value_ranges
 from reppo.envs.brax_style import BraxStyle
+from reppo.errors import ConfigError
 
 DOWNLOAD = "REPPO_ALLOW_DOWNLOAD"  #: environment variable without which nothing is fetched from the network
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from reppo.config import ConfigError
+from reppo.errors import ConfigError
 from reppo.images import is_image
 from reppo.types import PyTree
 

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from reppo.config import LARGEST_COUNT, ConfigError, RunConfig
+from reppo.config import LARGEST_COUNT, RunConfig
+from reppo.errors import ConfigError
 from reppo.images import is_image
 from reppo.types import PyTree
 
