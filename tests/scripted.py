@@ -105,6 +105,15 @@ class Scripted(gymnasium.Env):
         return changed.get(how, obs), np.nan if how == "nan reward" else reward, terminated, truncated, {}
 
 
+class Blind(Scripted):
+    """Every other episode ends in numbers that are not finite."""
+
+    def step(self, action: Array) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = super().step(action)
+        blind = (terminated or truncated) and self.script.episode % 2 == 1
+        return obs * np.nan if blind else obs, reward, terminated, truncated, info
+
+
 def vector(mode: AutoresetMode, num_envs: int) -> SyncVectorEnv:
     return SyncVectorEnv([Scripted] * num_envs, autoreset_mode=mode)
 

@@ -151,6 +151,33 @@ class Careless(Line):
         return self.obs(), {}
 
 
+class Wide(Line):
+    """Within its bounds at first."""
+
+    observation_space = spaces.Dict(  # pyright: ignore[reportAssignmentType]
+        {"at": spaces.Box(np.array([-9.0, 0.0]), np.array([9.0, 12.0]), dtype=np.float32)}
+    )
+
+    def obs(self) -> Any:
+        return {"at": super().obs()}
+
+
+class Precise(Line):
+    """Its numbers are of one kind at resets, of another one in steps."""
+
+    def obs(self) -> Any:
+        return super().obs().astype(np.float64 if self.steps == 0 else np.float16)
+
+
+class Dark(Line):
+    """A picture whose numbers are 0 and 1, of 255."""
+
+    observation_space = spaces.Box(0, 255, (4, 4, 1), np.uint8)
+
+    def obs(self) -> Any:
+        return (np.arange(16).reshape(4, 4, 1) < self.steps).astype(np.uint8)
+
+
 class Diverging(Line):
     def step(self, action: Any) -> Any:
         obs, *rest = super().step(action)
@@ -175,7 +202,28 @@ class Hidden(Line):
 
 
 def test_a_sound_environment_passes() -> None:
-    assert failed(findings(Line)) == []
+    found = findings(Line)
+    assert failed(found) == []
+    assert not {"observation bounds", "kinds of numbers", "image"} & found.keys()
+
+
+def test_observations_outside_of_their_space_are_told() -> None:
+    found = findings(Wide, num_steps=30)
+    assert failed(found) == []
+    assert "observation['at'][1] of environment 0 is 13 at step 13, not 0 to 12" in found["observation bounds"].seen
+
+
+def test_other_kinds_of_numbers_than_the_space_says_are_told() -> None:
+    told = [finding for finding in check(envs.make(Precise), num_steps=30) if finding.check == "kinds of numbers"]
+    assert [finding.passed for finding in told] == [None, None]
+    assert told[0].seen.startswith("observation is float64, its space says float32")
+    assert told[1].seen.startswith("observation is float64 at first, and float16 later")
+
+
+def test_an_image_that_is_dark_is_told() -> None:
+    found = findings(Dark, num_steps=30)
+    assert failed(found) == []
+    assert found["image"].seen.startswith("no pixel is above 1 of 255")
 
 
 @pytest.mark.parametrize(
@@ -267,6 +315,22 @@ class Overdue(Vector):
     _max_episode_steps = 5
 
 
+class Deaf(Vector):
+    """It begins every episode anew, whatever the mask says."""
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return super().reset(seed=seed)
+
+
+class Reusing(Line):
+    """All observations are the same array."""
+
+    def obs(self) -> Any:
+        self.buffer = getattr(self, "buffer", np.zeros(2, np.float32))
+        self.buffer[:] = super().obs()
+        return self.buffer
+
+
 class Orbit(Line):
     """Each episode begins at 0 and ends there, which is no mistake."""
 
@@ -308,6 +372,7 @@ def test_a_sound_vector_of_another_kind_passes(mode: AutoresetMode) -> None:
         (Repeating, NEXT_STEP, NEXT_STEP, "resets", "ended in such a row, at step", "declare AutoresetMode.SAME_STEP"),
         (Forgetful, SAME_STEP, SAME_STEP, "successor at an end", "those that the next episodes begin with", "final_obs"),
         (Overdue, SAME_STEP, SAME_STEP, "episodes end", "one lasted for", "the time limit is 5: apply it"),
+        (Deaf, DISABLED, DISABLED, "runs", "changed its observation, though the mask is False there", "mend this first"),
     ],
 )
 def test_a_vector_that_resets_otherwise_than_it_says_fails(
@@ -317,6 +382,13 @@ def test_a_vector_that_resets_otherwise_than_it_says_fails(
     assert failure.check == name
     assert seen in failure.seen
     assert advice in failure.advice
+
+
+def test_an_environment_that_reuses_its_observation_loses_its_successors_in_same_step() -> None:
+    """Gymnasium holds the array itself, and the reset that follows writes to it."""
+    (failure,) = failed(findings(lambda: SyncVectorEnv([lambda: TimeLimit(Reusing(), 20)] * 4, autoreset_mode=SAME_STEP)))
+    assert failure.check == "successor at an end"
+    assert "return a copy of the observation" in failure.advice
 
 
 class Eager(Vector):

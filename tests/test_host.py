@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ import reppo
 from reppo import envs, returns
 from reppo.config import Config
 from reppo.envs import envpool as envpool_adapter
+from reppo.envs import gymnasium as gymnasium_adapter
 from reppo.envs.host import HostEnv, HostVectorEnv, SimulatorError
 from reppo.envs.spaces import Observations, WrongObservation, read_actions
 from reppo.envs.spec import resolve
@@ -49,6 +51,7 @@ ADAPTERS = [
     "NEXT_STEP",
     "SAME_STEP",
     "DISABLED",
+    "workers",
     "envpool",
     "tensors",
     "tensors alone",
@@ -62,6 +65,21 @@ def env(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Host
     return make_env(request.param, monkeypatch)
 
 
+@functools.cache
+def workers() -> AsyncVectorEnv:
+    """One vector for all tests, as it takes long to start: each begins where another one has left it."""
+    # Forked, they would inherit the locks of JAX's threads.
+    return AsyncVectorEnv([Scripted] * N, shared_memory=False, context="forkserver")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_workers_left() -> Iterator[None]:
+    yield
+    if workers.cache_info().currsize:
+        gymnasium_adapter.close(workers())
+        workers.cache_clear()
+
+
 def make_env(adapter: str, monkeypatch: pytest.MonkeyPatch, num_envs: int = N) -> HostEnv:
     if adapter == "envpool":
         monkeypatch.setattr(envpool_adapter, "_envpool", scripted.envpool_module)
@@ -70,6 +88,11 @@ def make_env(adapter: str, monkeypatch: pytest.MonkeyPatch, num_envs: int = N) -
         return scripted.TensorHostEnv(
             SEED, None if adapter == "tensors alone" else 1, adapter == "tensors reset", adapter == "tensors on device"
         )
+    if adapter == "workers":
+        made = envs.make(workers())
+        assert isinstance(made, HostEnv)
+        made.episode_length = scripted.TIME_LIMIT
+        return made
     made = envs.make(Scripted if adapter == "loop" else lambda: scripted.vector(AutoresetMode[adapter], num_envs))
     assert isinstance(made, HostEnv)
     return made
@@ -110,6 +133,14 @@ def roll_out(env: HostVectorEnv, steps: int = T) -> Row:
     return jax.tree.map(lambda *x: np.stack(x), *rows)
 
 
+def assert_steps_of_one_episode(rows: Any) -> None:
+    """Every row that trains is one step of one episode, leaves ``[T, N, ...]``."""
+    obs, next_obs = rows.obs[rows.valid], rows.next_obs[rows.valid]
+    assert len(obs) > N
+    np.testing.assert_array_equal(next_obs[:, :2], obs[:, :2])
+    np.testing.assert_array_equal(next_obs[:, 2], obs[:, 2] + 1)
+
+
 # ------------------------------------------------------------------------------------- the same transitions everywhere
 
 
@@ -143,7 +174,7 @@ def test_only_next_step_autoreset_spends_rows(monkeypatch: pytest.MonkeyPatch) -
     for adapter in ADAPTERS:
         rows = roll_out(start(make_env(adapter, monkeypatch)))
         ended = (rows.terminated | rows.truncated)[:-1]
-        assert (~rows.valid[1:] == (ended if adapter in ("NEXT_STEP", "envpool") else False)).all()
+        assert (~rows.valid[1:] == (ended if adapter in ("NEXT_STEP", "workers", "envpool") else False)).all()
 
 
 def value_of(obs: Array) -> Array:
@@ -269,6 +300,22 @@ def test_an_evaluation_in_the_only_vector_begins_training_anew() -> None:
         Run(envs.make(scripted.vector(AutoresetMode.SAME_STEP, 3)), CONFIG, [1], None).start()
 
 
+def test_an_evaluation_leaves_no_reset_to_the_training_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gymnasium's workers without shared memory do not forget at a reset that they have one to make at their next step."""
+    run = Run(make_env("workers", monkeypatch), dataclasses.replace(CONFIG, stagger_episodes=False), [1], None)
+    run.start()
+    found, ended = [], False
+    for i in range(4):
+        rows = jax.tree.map(lambda x: np.asarray(x)[0], run.collector.collect(run.state, i).rows)
+        assert_steps_of_one_episode(rows)
+        ended |= bool((rows.terminated | rows.truncated)[-1].any())
+        found.append(run.evaluate(N))
+    run.collector.close()
+    assert ended  # or nothing was left to it
+    for evaluation in found[1:]:  # of the same episodes, whatever was left to it
+        jax.tree.map(np.testing.assert_array_equal, evaluation.lengths, found[0].lengths)
+
+
 def test_a_seed_does_not_depend_on_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = []
     for seeds in ([4], [3, 4]):
@@ -378,6 +425,20 @@ def test_numbers_that_are_not_finite_are_contained(adapter: str, how: str, monke
     assert rows.valid[t + 1, n]
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_numbers_that_are_not_finite_at_an_end_are_contained(shared: bool) -> None:
+    """The environment is reset for them, and by its vector for the end."""
+    vector = AsyncVectorEnv([scripted.Blind] * 2, shared_memory=shared, context="forkserver")
+    made = envs.make(vector)
+    try:
+        config = dataclasses.replace(CONFIG, num_envs=2, episode_length=scripted.TIME_LIMIT)
+        rows = roll_out(start(made, config, 2))  # pyright: ignore[reportArgumentType]
+    finally:
+        gymnasium_adapter.close(vector)
+    assert (~rows.valid & ~rows.info["reset"]).sum() > 5
+    assert_steps_of_one_episode(rows)
+
+
 class Stubborn(SyncVectorEnv):
     """A vector environment that cannot reset single environments, as far as we know."""
 
@@ -407,9 +468,12 @@ def test_an_environment_that_cannot_be_reset_is_left_out_until_it_recovers(monke
         ("NEXT_STEP", "raises", "ZeroDivisionError: the motor fell off"),
         ("loop", "exits", "SystemExit: 0"),
         ("NEXT_STEP", "exits", "SystemExit: 0"),
-        # Gymnasium's own vector environments cast such observations, or refuse them with words of their own.
         ("loop", "short", r"observation has shape \[3\], not \[4\]"),
+        ("NEXT_STEP", "short", r"observation has shape \[3\], not \[4\]"),
+        ("SAME_STEP", "short", r"observation has shape \[3\], not \[4\]"),
         ("loop", "text", "observation is <U32 now"),
+        ("NEXT_STEP", "text", "observation is <U32 now"),
+        # Gymnasium's own vector environments cast such observations.
         ("loop", "integers", "observation is int64 now"),
     ],
 )
@@ -447,6 +511,59 @@ def test_a_reward_or_flag_that_is_no_number_is_named(which: int, change: Any, me
     with pytest.raises(SimulatorError) as error:
         roll_out(start(envs.make(Odd), num_envs=num_envs))  # pyright: ignore[reportArgumentType]
     assert str(error.value).endswith(f"Odd: environment {num_envs - 1} at step 3: {message}")
+
+
+def test_workers_whose_observations_cannot_be_put_together_are_not_blamed_at_random() -> None:
+    vector = AsyncVectorEnv([functools.partial(Worker, "short"), Scripted], shared_memory=False, context="forkserver")
+    config = dataclasses.replace(CONFIG, num_envs=2, episode_length=scripted.TIME_LIMIT)
+    try:
+        with pytest.raises(SimulatorError, match=r"AsyncVectorEnv at step \d+: ValueError: all input arrays must have"):
+            roll_out(start(envs.make(vector), config, 2))  # pyright: ignore[reportArgumentType]
+    finally:
+        gymnasium_adapter.close(vector)
+
+
+def test_a_worker_that_is_killed_is_named() -> None:
+    vector = AsyncVectorEnv([Scripted] * 3, context="forkserver")
+    config = dataclasses.replace(CONFIG, num_envs=3, episode_length=scripted.TIME_LIMIT)
+    env = start(envs.make(vector), config, 3)  # pyright: ignore[reportArgumentType]
+    try:
+        env.reset(SEED)
+        pid = vector.processes[1].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(SimulatorError, match="environment 1 at step 1: RuntimeError: its worker process has ended"):
+            env.step(np.zeros((3, 1)))
+    finally:
+        gymnasium_adapter.close(vector)
+
+
+@pytest.mark.parametrize("error", [EOFError, ConnectionResetError])
+def test_a_connection_of_an_environment_is_no_workers(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(self: Scripted, action: Array) -> Any:
+        raise error("the robot has hung up")
+
+    monkeypatch.setattr(Scripted, "step", step)
+    with pytest.raises(SimulatorError, match=f"environment 0 at step 1: {error.__name__}: the robot has hung up"):
+        roll_out(start(make_env("NEXT_STEP", monkeypatch)))
+
+
+class StepsOn(SyncVectorEnv):
+    """It keeps an end's flag up in the row after it."""
+
+    before: Any = False
+
+    def step(self, actions: Any) -> Any:
+        obs, reward, terminated, truncated, info = super().step(actions)
+        flags, self.before = terminated | self.before, terminated
+        return obs, reward, flags, truncated, info
+
+
+def test_an_end_in_the_row_of_a_reset_is_refused() -> None:
+    env = start(envs.make(lambda: StepsOn([Scripted] * N)))  # pyright: ignore[reportArgumentType]
+    message = r"environment \d at step \d+: an episode ended in the row after an end, which NEXT_STEP spends on the reset"
+    with pytest.raises(SimulatorError, match=message):
+        roll_out(env)
 
 
 class OldGym(Scripted):
@@ -884,6 +1001,12 @@ def test_choices_are_one_hot_and_a_dict_in_a_tuple_goes_by_its_keys() -> None:
         (spaces.MultiDiscrete([4, 2]), "is a MultiDiscrete; the networks read Box and Discrete"),
         (spaces.Dict({"x": spaces.MultiBinary(3)}), r"observation\['x'\] is a MultiBinary"),
         (spaces.Tuple([spaces.Dict({"x": spaces.Text(3)})]), r"observation\[0\]\['x'\] is a Text"),
+        (spaces.Box(-1, 1, (0,)), "test: its observation space is empty"),
+        (spaces.Dict({}), "test: its observation space is empty"),
+        (
+            spaces.Dict({"a": spaces.Dict({"b": spaces.Box(-1, 1, (1,))}), "a/b": spaces.Box(-1, 1, (2,))}),
+            "has two entries that are 'a/b' where the keys of nested dicts are joined by '/': rename one",
+        ),
     ],
 )
 def test_other_observations_are_refused(space: gymnasium.Space[Any], message: str) -> None:
@@ -977,6 +1100,19 @@ def test_names_of_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         envs.make("playgrond:CheetahRun")
     with pytest.raises(ConfigError, match="pass its class, or a function"):
         envs.make(Scripted())
+
+
+def test_an_environment_must_say_what_it_observes_and_takes() -> None:
+    class Bare(gymnasium.Env):
+        pass
+
+    class Half(gymnasium.Env):
+        observation_space = Scripted.observation_space
+
+    with pytest.raises(ConfigError, match=r"^Bare has no observation_space: set it in the class or in __init__"):
+        reppo.train(Bare, CONFIG)
+    with pytest.raises(ConfigError, match=r"^Half has no action_space: set it"):
+        envs.make(Half)
 
 
 def test_an_environment_without_a_time_limit_needs_one() -> None:

@@ -158,6 +158,38 @@ def test_a_box_of_three_axes_is_an_image(space: spaces.Box, dtype: Any, first: b
         read.read(np.zeros((2, 2)), 2)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "image", "message"),
+    [
+        (np.uint8, np.float32(0.5), "is float32, its space says uint8: return uint8, 0 to 255, or declare a Box of floats"),
+        (np.uint8, np.int64(300), "has the number 300, not in 0 to 255: return uint8"),
+        (np.uint8, np.int32(-1), "has the number -1, not in 0 to 255"),
+        (np.bool_, np.float64(0.5), "is float64, its space says bool: return bool, 0 to 1"),
+        (np.bool_, np.uint8(2), "has the number 2, not in 0 to 1: return bool"),
+    ],
+)
+def test_an_image_of_other_numbers_than_its_space_says_is_refused(dtype: Any, image: Any, message: str) -> None:
+    """NumPy would make a black image of floats from 0 to 1, and 44 of 300."""
+    box: Any = spaces.Box
+    read = Observations("test", box(0, 1 if dtype is np.bool_ else 255, (3, 4, 5), dtype))
+    out = read.empty(3)
+    with pytest.raises(WrongObservation, match=f"observation {message}") as error:
+        read.write(np.full((3, 4, 5), image), out, 2)
+    assert error.value.index == 2
+    with pytest.raises(WrongObservation, match=f"observation {message}"):
+        read.read(np.full((3, 3, 4, 5), image), 3)
+
+
+def test_an_image_may_have_its_numbers_in_another_dtype() -> None:
+    box: Any = spaces.Box
+    for dtype, image in ((np.uint8, np.int64(200)), (np.uint8, np.bool_(True)), (np.bool_, np.int64(1))):
+        read = Observations("test", box(0, 1 if dtype is np.bool_ else 255, (3, 4, 5), dtype))
+        out = read.empty(1)
+        read.write(np.full((3, 4, 5), image), out, 0)
+        assert out.dtype == dtype
+        assert (out == image).all()
+
+
 def test_images_that_are_not_the_whole_observation_are_refused() -> None:
     image = spaces.Box(0, 255, (84, 84, 3), np.uint8)
     for space in (spaces.Box(0, 255, (84, 84), np.uint8), spaces.Dict({"camera": image}), spaces.Tuple([image])):

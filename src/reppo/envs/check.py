@@ -22,6 +22,7 @@ from reppo.config import Config
 from reppo.envs.autoreset import AutoReset, AutoResetState
 from reppo.envs.base import Env
 from reppo.envs.host import HostEnv, HostVectorEnv
+from reppo.envs.spaces import Observations
 from reppo.envs.spec import EnvSpec, action_struct, check_observation, shape_of
 from reppo.errors import ConfigError
 from reppo.types import PyTree, TimeStep
@@ -95,6 +96,7 @@ class Subject:
             return
         assert isinstance(self.env, HostEnv)
         with contextlib.closing(self.env.start(spec, self.num_envs)) as stepper:
+            stepper.strict = False  # `_resets` says more of it
             yield stepper
 
 
@@ -230,6 +232,9 @@ def _stepped(subject: Subject, spec: EnvSpec, num_steps: int, seed: int) -> Iter
     )
     deterministic = same_first and differing is None
     yield Finding("determinism", deterministic, seen, advice)
+    if isinstance(subject.env, HostEnv):
+        yield from (Finding("kinds of numbers", None, remark) for remark in subject.env.observations.remarks())
+        yield from _outside(subject.env.observations, rows)
     with subject.started(spec) as stepper:
         other = stepper.reset(seed + 1)
     if _same(rows.first, other):
@@ -297,6 +302,33 @@ def _finite(steps: TimeStep) -> Finding:
     return Finding("finite numbers", False, seen, advice)
 
 
+def _outside(observations: Observations, rows: Rows) -> Iterator[Finding]:
+    """Observations outside of the bounds that their space declares, which training does not read. Only told, as a space that
+    is too narrow changes nothing; but it may be another quantity, or another unit, than was meant."""
+    low, high = observations.bounds
+    seen = jax.tree.map(lambda first, after: np.concatenate([first[None], after]), rows.first, rows.steps.next_obs)
+    valid = np.concatenate([np.ones_like(rows.steps.valid[:1]), rows.steps.valid])
+    leaves = zip(jax.tree_util.tree_leaves_with_path(seen), jax.tree.leaves(low), jax.tree.leaves(high), strict=True)
+    for (path, leaf), lowest, highest in leaves:
+        beyond = ((leaf < lowest) | (leaf > highest)) & valid.reshape(*valid.shape, *[1] * (leaf.ndim - 2))
+        if beyond.any():
+            t, n, *index = (int(i) for i in np.argwhere(beyond)[0])
+            number, bounds = leaf[t, n, *index], f"{lowest[*index]:g} to {highest[*index]:g}"
+            share = beyond.reshape(*valid.shape, -1).any(axis=-1).sum() / valid.sum()
+            yield Finding(
+                "observation bounds",
+                None,
+                f"{share:.1%} of observations are outside of their Box: observation{jax.tree_util.keystr(path)}{index} of "
+                f"environment {n} is {number:g} {f'at step {t}' if t else 'at its reset'}, not {bounds}; "
+                f"nothing is clipped; env.observation_space.contains(obs) sees it, too",
+            )
+    for image in (seen,) if isinstance(seen, np.ndarray) and seen.ndim == 5 and seen.dtype == np.uint8 else ():
+        if image.max() <= 1:
+            yield Finding(
+                "image", None, f"no pixel is above {image.max()} of 255, where the networks read uint8 divided by 255"
+            )
+
+
 def _ends(rows: Rows, spec: EnvSpec) -> Iterator[Finding]:
     """How episodes end."""
     steps = rows.steps
@@ -344,7 +376,10 @@ def _successors(rows: Rows) -> Iterator[Finding]:
     if passed and on_host and len(t) >= MANY and _jumps_back(first, last, successor):
         passed = None
         seen += ", but all lie where episodes begin, and those before them do not: if it resets itself, they are lost"
-    advice = "return the observation after the last step; in SAME_STEP it belongs in info['final_obs']"
+    advice = (
+        "return the observation after the last step; in SAME_STEP it belongs in info['final_obs'], and the next reset must "
+        "not write to it: return a copy of the observation"
+    )
     yield Finding("successor at an end", passed, seen, advice)
 
 

@@ -10,12 +10,17 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import multiprocessing.connection
 import re
 import signal
+import traceback
+import weakref
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import gymnasium
+import jax
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
@@ -144,6 +149,10 @@ def _column(name: str, values: list[Any]) -> Array:
 # --------------------------------------------------------------------------------------------- vector environments
 
 
+#: Where an episode of a vector has ended and a reset is due, bool ``[N]``: a vector may outlive its simulator.
+_DUE: weakref.WeakKeyDictionary[VectorEnv, Array] = weakref.WeakKeyDictionary()
+
+
 class VectorSimulator(Simulator):
     """A `gymnasium.vector.VectorEnv`, in whichever autoreset mode its metadata declares."""
 
@@ -151,21 +160,33 @@ class VectorSimulator(Simulator):
         self.num_envs = env.num_envs
         self._env, self._observations, self._actions, self._owned = env, observations, actions, owned
         self._mode = autoreset_mode(env)
+        self._of_gymnasium = isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv)
         # Other vector environments need not know the option, and have no way to say so.
-        self.resets_rows = self._mode == AutoresetMode.DISABLED or isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv)
+        self.resets_rows = self._mode == AutoresetMode.DISABLED or self._of_gymnasium
+        #: workers that a reset leaves with the reset of their last end; see `_spend_resets`
+        self._forgetful = (
+            self._mode == AutoresetMode.NEXT_STEP
+            and isinstance(env.unwrapped, AsyncVectorEnv)
+            and not env.unwrapped.shared_memory
+        )
         self._ended = np.zeros(self.num_envs, bool)
+        if self._forgetful:
+            self._ended = _DUE.get(env.unwrapped, self._ended)
+        self._obs: PyTree = None  #: the last observations, of those that a reset by mask must leave alone
 
     def reset(self, seed: int) -> PyTree:
-        self._ended[:] = False
-        with _index_of_failure():
+        with _index_of_failure(self._env):
+            self._spend_resets(self._ended)
             obs, _ = self._env.reset(seed=seed)
-        return self._observations.read(obs, self.num_envs)
+        self._remember(np.zeros(self.num_envs, bool))
+        self._obs = self._observations.read(obs, self.num_envs)
+        return self._obs
 
     def step(self, action: Array) -> RawStep:
         actions = self._actions.as_taken(action)
-        with _index_of_failure():
+        with _index_of_failure(self._env):
             raw_obs, reward, terminated, truncated, info = self._env.step(actions)
-        obs = next_obs = self._observations.read(raw_obs, self.num_envs)
+        self._obs = obs = next_obs = self._observations.read(raw_obs, self.num_envs)
         reward = as_numbers("reward", reward, (self.num_envs,)).astype(float)
         terminated = as_numbers("terminated", terminated, (self.num_envs,)).astype(bool)
         truncated = as_numbers("truncated", truncated, (self.num_envs,)).astype(bool)
@@ -173,7 +194,7 @@ class VectorSimulator(Simulator):
         if self._mode == AutoresetMode.NEXT_STEP:
             if self._ended.any():
                 reset = self._ended
-            self._ended = over if reset is None else over & ~reset
+            self._remember(over if reset is None else over & ~reset)
         elif over.any():
             if self._mode == AutoresetMode.SAME_STEP:
                 next_obs = self._final_observations(obs, over, info)
@@ -191,10 +212,39 @@ class VectorSimulator(Simulator):
         return where_rows(over, out, obs)
 
     def reset_rows(self, rows: Array) -> PyTree:
-        self._ended = self._ended & ~rows
-        with _index_of_failure():
-            obs, _ = self._env.reset(options={"reset_mask": rows.copy()})
-        return self._observations.read(obs, self.num_envs)
+        with _index_of_failure(self._env):
+            self._spend_resets(self._ended & rows)
+            returned, _ = self._env.reset(options={"reset_mask": rows.copy()})
+        self._remember(self._ended & ~rows)
+        obs = self._observations.read(returned, self.num_envs)
+        # Gymnasium's own obey the mask; and a wrapper of theirs may return other numbers for the same observation.
+        if not self._of_gymnasium and (changed := ~rows & _differing_rows(obs, self._obs)).any():
+            raise Failure(int(np.argmax(changed))) from WrongReturn(
+                "reset(options={'reset_mask': mask}) changed its observation, though the mask is False there: begin an "
+                "episode only where it is True, and return the observation that the others have"
+            )
+        self._obs = where_rows(rows, obs, self._obs)
+        return obs
+
+    def _remember(self, ended: Array) -> None:
+        self._ended = ended
+        if self._forgetful:
+            _DUE[self._env.unwrapped] = ended
+
+    def _spend_resets(self, rows: Array) -> None:
+        """Let workers, where ``rows``, make the reset now that their next step would be.
+
+        A worker that shares no memory does not forget at a reset that an episode has ended (Gymnasium 1.1 to 1.4). Its next
+        step would reset once more: a row that looks like a step of the episode that was begun, but leads into another one.
+        """
+        if self._forgetful and rows.any():
+            workers: Any = self._env.unwrapped
+            pipes = [workers.parent_pipes[i] for i in np.flatnonzero(rows)]
+            for pipe in pipes:
+                pipe.send(("step", None))  # no action, as it is no step
+            well = np.ones(self.num_envs, bool)
+            well[rows] = [pipe.recv()[1] for pipe in pipes]
+            workers._raise_if_errors(well.tolist())
 
     def close(self) -> None:
         if self._owned:
@@ -206,12 +256,16 @@ def _row(batch: Any, index: int) -> Any:
     return {key: _row(value, index) for key, value in batch.items()} if isinstance(batch, dict) else batch[index]
 
 
-@contextlib.contextmanager
-def _index_of_failure() -> Iterator[None]:
-    """Find out which environment an exception in Gymnasium's vector environments comes from.
+def _differing_rows(x: PyTree, y: PyTree) -> Array:
+    """Rows in which two observations, leaves ``[N, ...]``, are not the same, bool ``[N]``; NaN is the same as NaN."""
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)]
+    differ = [((a != b) & ((a == a) | (b == b))).reshape(len(a), -1).any(axis=1) for a, b in pairs]
+    return np.any(differ, axis=0)
 
-    They do not say it; but their loops over the environments have the index in a local variable.
-    """
+
+@contextlib.contextmanager
+def _index_of_failure(env: VectorEnv) -> Iterator[None]:
+    """Find out which environment an exception in Gymnasium's vector environments comes from; they do not say it."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -220,14 +274,59 @@ def _index_of_failure() -> Iterator[None]:
         # It is a worker's: Gymnasium passes it on. This process has heard the signal, and ends in good order.
         raise Failure(None) from RuntimeError(f"a worker process was interrupted ({error})")
     except FAILURES as error:
-        index, trace = None, error.__traceback__
-        while trace is not None:
-            if trace.tb_frame.f_globals.get("__name__", "").startswith("gymnasium.vector."):
-                local = trace.tb_frame.f_locals
-                index = next((local[name] for name in ("index", "env_idx", "i") if name in local), index)
-            trace = trace.tb_next
-        cause = RuntimeError("its worker process has ended") if isinstance(error, EOFError) else in_words(error)
-        raise Failure(index if isinstance(index, int) else None) from cause
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        modules = [str(frame.f_globals.get("__name__")) for frame in frames]
+        # The pipe's own error, and none that an environment raises over a connection of its own.
+        if isinstance(error, EOFError | ConnectionError) and modules[-1] == multiprocessing.connection.__name__:
+            raise Failure(_lost_worker(env)) from RuntimeError("its worker process has ended")
+        if any(module.startswith(TOGETHER) for module in modules):
+            _refuse_observations(env)
+        raise Failure(_index(frames, modules)) from in_words(error)
+
+
+#: Gymnasium's modules with loops over the environments, and its package that puts together what all have returned.
+SYNC, ASYNC, TOGETHER = SyncVectorEnv.__module__, AsyncVectorEnv.__module__, "gymnasium.vector.utils"
+
+
+def _index(frames: list[FrameType], modules: list[str]) -> int | None:
+    """The environment that an exception comes from, by the frames it has passed through, outermost first; None: unknown.
+
+    Gymnasium's loops over the environments have it in a local variable. After a loop that is the last one, whoever's fault
+    it is.
+    """
+    index = None
+    for frame, module, following in zip(frames, modules, [*modules[1:], None], strict=True):
+        local = frame.f_locals
+        if module.startswith(TOGETHER):
+            return None
+        if module in (SYNC, ASYNC):
+            if "index" in local:
+                return local["index"]  # a worker said so
+            # Without a call, it is the loop of the one that fails, and in the other what puts rewards and flags together.
+            inside = following is not None or module == SYNC
+            index = next((local[name] for name in ("env_idx", "i") if inside and name in local), None)
+        elif index is not None and module != "functools":  # by which Gymnasium chooses how to put them together
+            break  # an environment's own frames; it may have a vector inside, too
+    return index
+
+
+def _lost_worker(env: VectorEnv, seconds: float = 1.0) -> int | None:
+    """The first worker process of a vector that has ended, or that does within ``seconds``."""
+    sentinels = [process.sentinel for process in getattr(env.unwrapped, "processes", ())]
+    ended = multiprocessing.connection.wait(sentinels, seconds) if sentinels else []
+    return min(map(sentinels.index, ended), default=None)  # pyright: ignore[reportArgumentType]
+
+
+def _refuse_observations(env: VectorEnv) -> None:
+    """Raise `WrongObservation` for the first environment in this process whose observation is not of the vector's space;
+    where all are put together, NumPy says neither whose it was, nor what is wrong with it."""
+    if not isinstance(vector := env.unwrapped, SyncVectorEnv):
+        return
+    with contextlib.suppress(ConfigError):  # a wrapper of the vector may make what the networks read of another space
+        observations = Observations("", vector.single_observation_space)
+        out = observations.empty(vector.num_envs)
+        for i, obs in enumerate(vector._env_obs):
+            observations.write(obs, out, i)
 
 
 def autoreset_mode(env: VectorEnv) -> AutoresetMode:
@@ -276,7 +375,7 @@ class SingleEnv(GymnasiumEnv):
 
     def __init__(self, name: str, make: Callable[..., gymnasium.Env], probe: gymnasium.Env, takes_length: bool = False):
         try:
-            super().__init__(name, probe.observation_space, probe.action_space, time_limit(probe))
+            super().__init__(name, *_spaces(name, probe), time_limit(probe))
         finally:
             probe.close()
         self._make, self._takes_length = make, takes_length
@@ -324,7 +423,7 @@ class WholeVector(GymnasiumEnv):
         self.one_only = make is None
         try:
             autoreset_mode(probe)
-            super().__init__(name, probe.single_observation_space, probe.single_action_space, time_limit(probe))
+            super().__init__(name, *_spaces(name, probe, "single_"), time_limit(probe))
         finally:
             if make is not None:
                 close(probe)
@@ -340,6 +439,15 @@ class WholeVector(GymnasiumEnv):
             simulator.close()
             raise ConfigError(f"{self.name}: its time limit is {self.episode_length} and cannot be changed from outside")
         return simulator
+
+
+def _spaces(name: str, env: gymnasium.Env | VectorEnv, prefix: str = "") -> tuple[Any, Any]:
+    """What an environment observes and takes; raises `ConfigError` where it does not say."""
+    names = [f"{prefix}{what}_space" for what in ("observation", "action")]
+    for attribute in names:
+        if getattr(env, attribute, None) is None:
+            raise ConfigError(f"{name} has no {attribute}: set it in the class or in __init__, as {names[0]} and {names[1]}")
+    return getattr(env, names[0]), getattr(env, names[1])
 
 
 def time_limit(env: gymnasium.Env | VectorEnv) -> int | None:

@@ -184,8 +184,21 @@ def sound_rows(tree: PyTree, num_envs: int) -> Array | None:
     return rows
 
 
+def _refuse_ends_in_resets(raw: RawStep) -> None:
+    """A row that was spent on a reset ends nothing. Where it does, the simulator has stepped instead, and every other row
+    would be lost, for ever and in silence."""
+    if raw.reset is not None and (again := raw.reset & (raw.terminated | raw.truncated)).any():
+        raise Failure(int(np.argmax(again))) from WrongReturn(
+            "an episode ended in the row after an end, which NEXT_STEP spends on the reset: reset there, with both "
+            "flags False, or declare the autoreset mode that it has"
+        )
+
+
 class HostVectorEnv:
     """``N`` host environments with the contract of `TimeStep`, in NumPy.
+
+    Attributes:
+        strict: whether an episode that ends in a row that was spent on a reset is an error; `reppo.envs.check` looks on.
 
     The time limit is kept here as well as in the simulator, because a staggered first episode ends before the simulator's
     own limit: such rows are truncated, with their true successor, and reset. A row whose successor or reward is not finite
@@ -200,6 +213,7 @@ class HostVectorEnv:
         # Of discrete actions, only where they begin.
         self._centre = spec.action_low.astype(int) if spec.discrete else (spec.action_low + spec.action_high) / 2
         self._half = 1 if spec.discrete else (spec.action_high - spec.action_low) / 2
+        self.strict = True
         self._steps = 0
         self.obs: PyTree = None  #: what the policy acts on next
         self.raw: RawStep | None = None  #: the last step as the simulator returned it, for `reppo.envs.check`
@@ -245,6 +259,8 @@ class HostVectorEnv:
         self._steps += 1
         try:
             raw = self.simulator.step(action * self._half + self._centre)
+            if self.strict:
+                _refuse_ends_in_resets(raw)
         except FAILURES as error:
             raise self._explained(error) from error
         self.raw = raw

@@ -39,6 +39,8 @@ class Part(NamedTuple):
     choices: tuple[int, int] | None = None  #: how many integers there are, and the first of them; None for a box
     image: bool = False  #: whether its values keep their shape
     dtype: np.dtype[Any] = np.dtype(np.float32)  #: of the values as the networks receive them
+    bounds: tuple[Array, Array] = (np.zeros((), np.float32), np.ones((), np.float32))  #: of the values ``[*shape]``
+    declared: np.dtype[Any] | None = None  #: of a box, by the space
 
     @property
     def size(self) -> int:
@@ -57,6 +59,23 @@ class Part(NamedTuple):
             raise WrongObservation(f"{_place(self.path)} is {array.tolist()}, not in {first} to {first + number - 1}")
         return (array[..., None] - first == np.arange(number)).astype(np.float32)
 
+    def check_pixels(self, array: Array) -> None:
+        """Raise `WrongObservation` for an image of bytes or bools whose values are none: a cast would make others of them,
+        and of floats from 0 to 1 a black image."""
+        if self.dtype.kind == "f" or array.dtype == self.dtype or array.dtype.kind == "b":
+            return
+        highest = 1 if self.dtype.kind == "b" else 255
+        if array.dtype.kind == "f":
+            raise WrongObservation(
+                f"{_place(self.path)} is {array.dtype}, its space says {self.dtype}: return {self.dtype}, 0 to {highest}, "
+                f"or declare a Box of floats"
+            )
+        if (wrong := array[(array < 0) | (array > highest)]).size:
+            raise WrongObservation(
+                f"{_place(self.path)} has the number {wrong[0]}, not in 0 to {highest}: return {self.dtype}, or declare "
+                f"a Box of floats"
+            )
+
 
 class WrongObservation(ValueError):
     """An observation that is not of its space; ``index`` is the environment's, where it is known."""
@@ -73,14 +92,31 @@ class Observations:
         spec: the shapes of one environment's observation, as in `reppo.envs.spec.EnvSpec`.
         channels_first: whether an image's channels are its first axis. A space does not say; the shorter one of the first
             axis and the last is taken for them.
+        bounds: the lowest and the highest numbers that the space declares, each with the structure of ``spec``.
     """
 
     def __init__(self, name: str, space: Any):
         self._entries = _entries(name, space)
-        self._kinds: dict[Path, str] = {}  #: of numbers, as NumPy's ``dtype.kind``, by the first observation
+        self._dtypes: dict[Path, list[np.dtype[Any]]] = {}  #: of all observations so far; the first one's come first
         shapes = {key: _struct(parts) for key, parts in self._entries.items()}
         self.spec: PyTree = shapes if None not in self._entries else shapes[None]
         self.channels_first: bool = is_image(self.spec) and self.spec.shape[0] < self.spec.shape[-1]
+        if not sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.spec)):
+            raise ConfigError(f"{name}: its observation space is empty: a policy needs at least one number to act on")
+        ends = [{key: _side(parts, end) for key, parts in self._entries.items()} for end in (0, 1)]
+        self.bounds: tuple[PyTree, PyTree] = (ends[0].get(None, ends[0]), ends[1].get(None, ends[1]))
+
+    def remarks(self) -> list[str]:
+        """What is no error, but may not be meant: other kinds of float or integer than the space says, or than before. All
+        become float32, or what an image is."""
+        found = []
+        for part in (part for parts in self._entries.values() for part in parts if part.path in self._dtypes):
+            first, *others = self._dtypes[part.path]
+            if part.declared is not None and first != part.declared:
+                found.append(f"{_place(part.path)} is {first}, its space says {part.declared}")
+            if others:
+                found.append(f"{_place(part.path)} is {first} at first, and {' and '.join(map(str, others))} later")
+        return found
 
     def empty(self, num_envs: int) -> PyTree:
         """Room for the observations of ``N`` environments, for `write`."""
@@ -127,11 +163,15 @@ class Observations:
         array: Any = obs if isinstance(obs, jax.Array) else np.asarray(obs)
         if array.shape != shape:
             raise WrongObservation(f"{_place(part.path)} has shape {list(array.shape)}, not {list(shape)}")
-        kind = array.dtype.kind
-        if kind != self._kinds.setdefault(part.path, kind):
-            raise WrongObservation(f"{_place(part.path)} is {array.dtype} now; its first one was no such number")
-        if kind not in "fiub":
-            raise WrongObservation(f"{_place(part.path)} is {array.dtype}, not numbers")
+        dtype, seen = array.dtype, self._dtypes.setdefault(part.path, [array.dtype])
+        if dtype not in seen:
+            if dtype.kind != seen[0].kind:
+                raise WrongObservation(f"{_place(part.path)} is {dtype} now; its first one was no such number")
+            seen.append(dtype)
+        if dtype.kind not in "fiub":
+            raise WrongObservation(f"{_place(part.path)} is {dtype}, not numbers")
+        if part.image:
+            part.check_pixels(array)
         return array
 
 
@@ -147,6 +187,13 @@ def _struct(parts: list[Part]) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((sum(part.size for part in parts),), np.float32)
 
 
+def _side(parts: list[Part], end: int) -> Array:
+    """The lower bounds (``end`` 0) or the upper ones (1) of what becomes of these parts together."""
+    if len(parts) == 1 and parts[0].image:
+        return parts[0].bounds[end]
+    return np.concatenate([np.broadcast_to(part.bounds[end].ravel(), (part.size,)) for part in parts])
+
+
 def _place(path: Path) -> str:
     return "observation" + "".join(f"[{step!r}]" for step in path)
 
@@ -157,7 +204,7 @@ def _entries(name: str, space: Any) -> dict[str | None, list[Part]]:
 
     if isinstance(space, spaces.Box) and len(space.shape) == 3:
         dtype = np.dtype(space.dtype if space.dtype in (np.uint8, np.bool_) else np.float32)
-        return {None: [Part((), tuple(space.shape), image=True, dtype=dtype)]}
+        return {None: [Part((), tuple(space.shape), None, True, dtype, _bounds(space, dtype), np.dtype(space.dtype))]}
     if not isinstance(space, spaces.Dict):
         return {None: _parts(name, space, ())}
     entries: dict[str | None, list[Part]] = {}
@@ -167,7 +214,13 @@ def _entries(name: str, space: Any) -> dict[str | None, list[Part]]:
             if isinstance(inner, spaces.Dict):
                 descend(inner, (*path, key))
             else:
-                entries["/".join((*map(str, path), key))] = _parts(name, inner, (*path, key))
+                joined = "/".join((*map(str, path), key))
+                if joined in entries:
+                    raise ConfigError(
+                        f"{name}: its observation space has two entries that are {joined!r} where the keys of nested dicts "
+                        f"are joined by '/': rename one"
+                    )
+                entries[joined] = _parts(name, inner, (*path, key))
 
     descend(space, ())
     return dict(sorted(entries.items(), key=lambda entry: str(entry[0])))
@@ -194,7 +247,13 @@ def _parts(name: str, space: Any, path: Path) -> list[Part]:
             f"{name}: {_place(path)} is uint8{list(space.shape)}; the networks read an image with three axes, where it is "
             f"the whole observation"
         )
-    return [Part(path, tuple(space.shape))]
+    return [Part(path, tuple(space.shape), bounds=_bounds(space, np.dtype(np.float32)), declared=np.dtype(space.dtype))]
+
+
+def _bounds(space: Any, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """A box's bounds as its values become: infinite where no float32 is as large."""
+    with np.errstate(over="ignore"):
+        return np.asarray(space.low).astype(dtype), np.asarray(space.high).astype(dtype)
 
 
 class Actions(NamedTuple):
