@@ -485,8 +485,8 @@ the first quarter of an hour.
 behind while a run is half way. By the step Brax's SAC is ahead in the mean, though within chance: a run of it beats one of
 `reppo` with a probability of {sac_ahead()}. It takes eight times as long; in that time REPPO has made the
 400,000 steps of its preset several times over, and is at 844 to 863 after them ([the default run](#the-default-run)).
-Brax's PPO ends at 153 to 226 and FastTD3 at 138 to 404. Their published settings are for tens of millions of steps, and
-FastTD3's preset `cpu` replays 16 samples for each environment step, where the published one replays 64.
+Brax's PPO ends at 153 to 226 and FastTD3 at 76 to 518. Their published settings are for tens of millions of steps.
+FastTD3 replays every step 64 times, as published; its runs are a later hour's, beside tests on the other core.
 The gradient estimators cannot be told apart after 200,000 steps: the paper's order does not show.
 """
 
