@@ -300,6 +300,17 @@ def test_an_evaluation_in_the_only_vector_begins_training_anew() -> None:
         Run(envs.make(scripted.vector(AutoresetMode.SAME_STEP, 3)), CONFIG, [1], None).start()
 
 
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_a_vector_keeps_its_mode_when_its_class_gets_another_vector(mode: AutoresetMode) -> None:
+    """Gymnasium writes the mode into the class's metadata, for all vectors of it."""
+    vector = scripted.vector(mode, N)
+    for other in AutoresetMode:
+        scripted.vector(other, 1)
+    assert gymnasium_adapter.autoreset_mode(vector) == mode
+    assert gymnasium_adapter.autoreset_mode(gymnasium.wrappers.vector.RecordEpisodeStatistics(vector)) == mode
+    assert_steps_of_one_episode(roll_out(start(envs.make(vector))))  # pyright: ignore[reportArgumentType]
+
+
 def test_an_evaluation_leaves_no_reset_to_the_training_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gymnasium's workers without shared memory do not forget at a reset that they have one to make at their next step."""
     run = Run(make_env("workers", monkeypatch), dataclasses.replace(CONFIG, stagger_episodes=False), [1], None)

@@ -331,6 +331,10 @@ def _refuse_observations(env: VectorEnv) -> None:
 
 def autoreset_mode(env: VectorEnv) -> AutoresetMode:
     """What a vector environment declares; raises `ConfigError` where it declares nothing."""
+    own = env.unwrapped
+    if isinstance(own, SyncVectorEnv | AsyncVectorEnv) and env.metadata is own.metadata:
+        # Gymnasium writes it into the metadata of the environment's class, where the class's next vector writes another.
+        return own.autoreset_mode
     try:
         return AutoresetMode(env.metadata["autoreset_mode"])
     except (KeyError, TypeError, ValueError):
