@@ -697,7 +697,9 @@ def test_a_return_that_is_not_finite_counts_as_the_one_before() -> None:
 def test_a_failed_runs_table_is_checked(tmp_path: Path) -> None:
     empty = record().curve[:0]
     assert len(records.read(records.write(record(status="failed", curve=empty), tmp_path)).curve) == 0
-    for spoilt in (record().curve[::-1], np.where(record().curve == 192, np.nan, record().curve)):
+    earlier = record().curve.copy()
+    earlier[-1, 1] = earlier[0, 1] - 1.0  # seconds
+    for spoilt in (record().curve[::-1], np.where(record().curve == 192, np.nan, record().curve), earlier):
         path = records.write(record(status="failed", curve=spoilt), tmp_path)
         with pytest.raises(ConfigError, match="is no learning curve"):
             records.read(path)
@@ -728,6 +730,9 @@ def change(**values: object) -> Callable[[Path], None]:
         (change(format="other"), "is not a result of `reppo bench`"),
         (change(status="fine"), "it does not say which run it is"),
         (change(seed="0"), "it does not say which run it is"),
+        (change(seconds=float("nan")), "seconds and bytes must be finite and not negative"),
+        (change(seconds=-1.0), "seconds and bytes must be finite and not negative"),
+        (change(peak_memory_bytes=-1), "seconds and bytes must be finite and not negative"),
         (change(description=7), "is damaged (TypeError"),
         (change(description={"config": {"total_steps": 1000}}), "has not ended: 192 of 1,000 steps"),
         (change(description={"config": "x"}), "it does not describe a run"),

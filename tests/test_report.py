@@ -145,7 +145,11 @@ def test_unequal_steps_are_told_of(sections: list[Section]) -> None:
     }
     told = "Not after as many steps: reppo 800,768, ppo 207,360."
     assert found["laptop-aggregates"].caption == f"Over 1 task: CartpoleBalance. {told}"
-    assert all(found[f"laptop-{part}"].caption.endswith(told) for part in ("profile", "reliability-table", "improvement"))
+    assert all(found[f"laptop-{part}"].caption.endswith(told) for part in ("profile", "reliability-table"))
+    # One chance against the other would be of a run with four times the steps.
+    assert "laptop-improvement" not in found
+    notes = [block.text for block in report.aggregates("laptop", groups, (REF_BEST,)) if isinstance(block, Note)]
+    assert notes == ["Left out of the probability of improvement, because reppo made other numbers of steps: ppo."]
     # Each has reached tau at its own end, though only the second one at the end of both.
     # The interval is Wilson's of 1 of 1: from 1 / (1 + 1.96^2).
     assert [row[1] for row in found["laptop-reliability-table"].rows] == ["1.000 [0.207, 1.000]"] * 2
@@ -257,7 +261,7 @@ def test_what_is_missing_has_a_command(sections: list[Section]) -> None:
     assert refused.why.startswith("cannot be run on 8 of 8 tasks: ppo takes environments that are written in JAX, and")
     assert [entry.what for entry in missing.values() if not entry.command] == ["maniskill8: ppo"]
     assert f"| maniskill8: ppo | {refused.why} | - |" in markdown(sections)
-    assert f"<td>{refused.why}</td><td>-</td>" in html(sections)
+    assert f"<td class=prose>{refused.why}</td><td>-</td>" in html(sections)
 
 
 def test_the_same_results_give_the_same_bytes(results: Path, tmp_path: Path) -> None:
@@ -566,6 +570,9 @@ def test_what_each_part_is_worth_is_ranked_either_way(tmp_path: Path) -> None:
         f"{said}does not hold: the drop of reppo-mse, -0.100 [-0.100, -0.100], is number 2 of 2; the largest is that of "
         "reppo-no_aux, 0.150 [0.150, 0.150]."
     )
+    wide = [np.array([0.0, 0.9]), np.array([0.0, 0.9])]  # less than that of no_aux, or more, by chance
+    _, note = report.worth("parts", {"reppo": of["reppo"], "reppo-no_aux": wide, "reppo-mse": scores(0.9, 0.6)}, "ref_best")
+    assert f"it {report.UNTOLD}: the drop of reppo-mse" in note.text  # pyright: ignore[reportAttributeAccessIssue]
     for algorithm, final in (("reppo", 1000.0), ("reppo-mse", 600.0), ("reppo-no_aux", 900.0)):
         add(tmp_path, algorithm, TASKS[0], 0, final)
     rows = {row[0]: row[2] for row in table(report.page(tmp_path), "estimators-parts").rows}

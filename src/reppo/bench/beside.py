@@ -352,9 +352,11 @@ def in_equal_time(results: Path) -> Iterator[Section]:
     note = (
         "Written by benchmarks/against.py: every run in a process of its own on one core, from a cold start; imports, "
         "compilation and evaluations count. Stable-Baselines3 and SBX have RL Zoo's settings, on DeepMind Control's tasks "
-        "those of the most similar robot. REPPO has its cpu preset, on Breakout-MinAtar as it was at first: 4 epochs, a KL "
-        "bound of 0.03, no average of weights, no cut episodes. On Pendulum, CartPole, HalfCheetah and Ant REPPO's runs are "
-        "of a later hour, when the same steps took 1.3 to 1.6 times as long."
+        "those of the most similar robot, and step Gymnasium's environments; REPPO steps EnvPool's copy where there is one, "
+        "on all tasks but CartPole and Breakout-MinAtar, which is part of what it is faster by. It has its cpu preset, on "
+        "Breakout-MinAtar as it was at first: 4 epochs, a KL bound of 0.03, no average of weights, no cut episodes. On "
+        "Pendulum, CartPole, HalfCheetah and Ant its runs are of a later hour, when the same steps took 1.3 to 1.6 times as "
+        "long."
     )
     header = ["task", "algorithm", "seconds", "mean at a third", "mean at the end", "every seed, at the end", "of the run"]
     caption = (

@@ -88,6 +88,7 @@ figcaption b { color: var(--ink); display: block; }
 .table { overflow-x: auto; margin: 1rem 0; } table { border-collapse: collapse; font-size: .85rem; }
 th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   font-variant-numeric: tabular-nums; }
+td { white-space: nowrap; } td.prose { white-space: normal; min-width: 16rem; }
 summary { cursor: pointer; font-weight: 600; } h3 { margin-bottom: .2rem; font-size: 1rem; }
 code { font-size: .85rem; }
 """
@@ -129,8 +130,13 @@ def html_blocks(blocks: Sequence[Block]) -> list[str]:
             rows = [[m.what, m.why, m.command or "-"] for m in alike if isinstance(m, Missing)]
             parts.append(html_table(Table("", ["what", "why", "the command that would make it"], rows, id="missing-parts")))
         else:
-            parts += [f"<p>{escaped(note.text)}</p>\n" for note in alike if isinstance(note, Note)]
+            parts += [f"<p>{prose(note.text)}</p>\n" for note in alike if isinstance(note, Note)]
     return parts
+
+
+def prose(text: str) -> str:
+    """Words with code between backticks."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escaped(text))
 
 
 def kind(block: Block) -> tuple[type, bool]:
@@ -142,6 +148,9 @@ def html_figure(figure: Figure) -> str:
     return f'<figure id="{figure.id}">\n{figure.svg}\n{caption}</figure>\n'
 
 
+LONG = 48  #: characters of a cell that is wrapped; shorter ones are numbers and names
+
+
 def html_table(table: Table) -> str:
     head = "".join(f"<th>{escaped(cell)}</th>" for cell in table.header)
     is_command = [cell.startswith("the command") for cell in table.header]
@@ -149,7 +158,7 @@ def html_table(table: Table) -> str:
     for row in table.rows:
         pairs = zip(map(escaped, row), is_command, strict=True)
         cells = (f"<code>{cell}</code>" if command and cell != "-" else cell for cell, command in pairs)
-        rows += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
+        rows += "<tr>" + "".join(f"<td{' class=prose' * (len(cell) > LONG)}>{cell}</td>" for cell in cells) + "</tr>\n"
     name = f' id="{table.id}"' if table.id else ""
     inner = f'<div class="table"><table{name}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n'
     inner += f'<p class="caption">{escaped(table.caption)}</p>\n' if table.caption else ""

@@ -210,9 +210,13 @@ def check(record: Record, path: Path) -> None:
     if not texts or type(key.seed) is not int or record.status not in get_args(Status):
         raise ConfigError(f"{path} is damaged: it does not say which run it is")
     check_description(record, path)
+    sizes = [record.peak_memory_bytes or 0, *(record.computed_memory_bytes or {}).values()]
+    if not 0 <= record.seconds < math.inf or min(sizes) < 0:
+        raise ConfigError(f"{path} is damaged: seconds and bytes must be finite and not negative")
     if record.status == "failed" and len(steps) == 0:
         return
     read = len(steps) > 0 and np.isfinite(record.curve[:, :2]).all() and math.isfinite(record.returns[0])
+    read = read and bool(np.all(np.diff(record.curve[:, 1], prepend=0.0) >= 0))  # seconds
     success = record.curve[:, len(COLUMNS) :]
     if not read or np.any(np.diff(steps) <= 0) or not np.all((success >= 0) & (success <= 1)):
         raise ConfigError(f"{path.with_suffix('.csv')} is damaged: it is no learning curve")

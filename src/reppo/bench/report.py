@@ -114,6 +114,8 @@ def overview(found: records.Found, names: Sequence[str]) -> Section:
         ),
         Note(f"{len(found.records)} runs of {', '.join(names) or 'no suite'}. Hardware: {'; '.join(hardware) or 'none'}."),
     ]
+    if not failed:
+        blocks.append(Note("No run failed, and none diverged."))
     if failed:
         rows = [[r.key.suite, r.key.algorithm, r.key.env, str(r.key.seed), r.status, r.problem] for r in failed]
         blocks.append(Table("Runs that failed", ["suite", "algorithm", "task", "seed", "status", "why"], rows))
@@ -307,6 +309,12 @@ def aggregates(name: str, of: dict[str, list[Group]], normalisers: Sequence[str]
     yield Table(title, header, rows, caption, id=f"{name}-reliability-table")
 
     first, *others = of
+    apart = [other for other in others if max(ends[first], ends[other]) > 1.1 * min(ends[first], ends[other])]
+    others = [other for other in others if other not in apart]
+    if apart:
+        yield Note(
+            f"Left out of the probability of improvement, because {first} made other numbers of steps: {', '.join(apart)}."
+        )
     if others:
         values = []
         for other in others:
@@ -315,7 +323,7 @@ def aggregates(name: str, of: dict[str, list[Group]], normalisers: Sequence[str]
             values.append(Bar(f"{first} > {other}", float(found.estimate), float(found.low), float(found.high)))
         title = f"Probability of improvement, {name}"
         image = figures.bars(values, title, x=f"P({first} > other)", reference=0.5)
-        caption = f"Chance that a run of the first beats one of the other; ties half.{unequal}"
+        caption = "Chance that a run of the first beats one of the other; ties half."
         yield Figure(f"{name}-improvement", title, image, caption)
 
 
@@ -437,9 +445,11 @@ def worth(name: str, scores: dict[str, list[Array]], normaliser: str) -> Iterato
         verdict = f"holds: the drop of {NO_HL_GAUSS}, {found}, is the largest of {len(parts)}"
         verdict += "." if lost[NO_HL_GAUSS].low > 0 else ", though chance alone may have made it."
     else:
+        # By their intervals, as for the estimators: by rank alone one part of many is always the first.
+        refuted = lost[NO_HL_GAUSS].high < max(0.0, lost[parts[0]].low)
         verdict = (
-            f"does not hold: the drop of {NO_HL_GAUSS}, {found}, is number {place} of {len(parts)}; the largest is that of "
-            f"{parts[0]}, {interval(lost[parts[0]])}."
+            f"{'does not hold' if refuted else UNTOLD}: the drop of {NO_HL_GAUSS}, {found}, is number {place} of "
+            f"{len(parts)}; the largest is that of {parts[0]}, {interval(lost[parts[0]])}."
         )
     yield Note(
         "In the paper, HL-Gauss matters most of the parts other than the KL constraint. By the mean over the run, "
@@ -498,7 +508,7 @@ def memory(name: str, groups: Sequence[Group]) -> Iterator[Block]:
             rows.append([group.env, group.algorithm, str(together), *cells, peak])
     if rows:
         caption = (
-            "MB of one process. Computed: networks with their optimisers, one rollout, the replay memory. Measured: its "
+            "MiB of one process. Computed: networks with their optimisers, one rollout, the replay memory. Measured: its "
             "highest resident memory, median over processes, which on a CPU is mostly the program and its compiler."
         )
         header = ["task", "algorithm", "seeds", *MEMORY_PARTS, "measured"]
@@ -530,7 +540,7 @@ def every_run(name: str, found: Sequence[Record]) -> Table:
                 r.status,
             ]
         )
-    header = ["algorithm", "task", "seed", "steps", "return", *more, "seconds", "peak MB", "hardware", "revision", "status"]
+    header = ["algorithm", "task", "seed", "steps", "return", *more, "seconds", "peak MiB", "hardware", "revision", "status"]
     caption = "A revision with + had changes that were not committed."
     return Table("Every run", header, rows, caption, folded=len(rows) > 12, id=f"{name}-runs")
 

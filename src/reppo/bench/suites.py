@@ -152,7 +152,7 @@ ALGORITHMS: dict[str, Variant] = {
         name: Variant(
             baseline.about,
             command=("baseline", name),
-            presets=PUBLISHED,
+            presets=PUBLISHED | ({"paper-humanoid": "published-robots"} if name == "fasttd3" else {}),
             several_seeds=False,
             resumes=not baseline.library,
             takes=baseline.takes,
@@ -219,11 +219,12 @@ SUITES: dict[str, Suite] = {
         (REPPO, "reppo-medium", "reppo-small", *BASELINES),
         num_seeds=20,
         preset="paper-large",
+        steps={"sac": 5_000_000},  # as published
     ),
     "humanoid": Suite(
         "G1 and T1 humanoids that follow a joystick, on flat and on rough ground",
         tuple(f"playground:{task}" for task in HUMANOID),
-        (REPPO, "reppo-small", "reppo-penalty", "reppo-no_kl"),
+        (REPPO, "reppo-small", "reppo-penalty", "reppo-no_kl", "fasttd3"),
         num_seeds=20,
         preset="paper-humanoid",
     ),

@@ -332,11 +332,11 @@ def _refuse_observations(env: VectorEnv) -> None:
 def autoreset_mode(env: VectorEnv) -> AutoresetMode:
     """What a vector environment declares; raises `ConfigError` where it declares nothing."""
     own = env.unwrapped
-    if isinstance(own, SyncVectorEnv | AsyncVectorEnv) and env.metadata is own.metadata:
-        # Gymnasium writes it into the metadata of the environment's class, where the class's next vector writes another.
-        return own.autoreset_mode
     try:
-        return AutoresetMode(env.metadata["autoreset_mode"])
+        declared = AutoresetMode(env.metadata["autoreset_mode"])
+        # Gymnasium's own write it into the metadata of the environment's class, where the class's next vector does as well.
+        shared = isinstance(own, SyncVectorEnv | AsyncVectorEnv) and env.metadata is own.metadata
+        return own.autoreset_mode if shared else declared  # pyright: ignore[reportAttributeAccessIssue]
     except (KeyError, TypeError, ValueError):
         raise ConfigError(
             f"{type(env).__name__} does not declare how it resets: set metadata['autoreset_mode'] to a value of "
