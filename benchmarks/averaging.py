@@ -26,9 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from reppo import envs, preset, provenance
-from reppo.keeper import Clock
-from reppo.loop import Run, evaluation_due
 from reppo.reppo import ActorAverage, averaged
+from reppo.run import Clock, Run, evaluation_due
 
 RESULTS = Path(__file__).parent.parent / "results"
 #: Evaluations and episodes; fewer where environments are on the host, which train one seed after another.

@@ -24,7 +24,7 @@ import jax
 from reppo import compiling, envs, provenance
 from reppo.collector import JaxCollector, Stream
 from reppo.config import PRESETS
-from reppo.loop import Run
+from reppo.run import Run
 
 RESULTS = Path(__file__).parent.parent / "results"
 TASKS = ("playground:CartpoleSwingup", "playground:HopperStand", "playground:WalkerWalk", "playground:CheetahRun")

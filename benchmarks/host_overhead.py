@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from reppo import envs, preset, provenance
 from reppo.host_collector import HostCollector
-from reppo.loop import Run
+from reppo.run import Run
 
 TASKS = ("envpool:CheetahRun-v1", "envpool:HalfCheetah-v5", "envpool:WalkerWalk-v1", "envpool:Pendulum-v1")
 

@@ -36,9 +36,8 @@ import jax
 
 from reppo import envs, preset, provenance
 from reppo import reppo as algorithm
-from reppo.keeper import Clock
-from reppo.loop import Run
 from reppo.nets import ContinuousCritic
+from reppo.run import Clock, Run
 
 RESULTS = Path(__file__).parent.parent / "results"
 TASK = "CartpoleBalance"

@@ -54,6 +54,7 @@ from reppo.config import PRESETS
 from reppo.errors import ConfigError
 from reppo.files import PARTIAL
 from reppo.interrupt import KILLED, STOPPED
+from reppo.run import Clock, Run
 from reppo.sinks import Event
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -603,14 +604,14 @@ def mutations(table: Path, trials: int, work: Path) -> None:
         raise RuntimeError((work / "log").read_text())
     (saved,) = checkpoint.listing(sound / "checkpoints")
     expected = {name: array.tobytes() for name, array in checkpoint.read(saved).arrays.items()}
-    accepted: list[loop.Run] = []
+    accepted: list[Run] = []
 
-    def not_driven(run: loop.Run, *args: Any) -> loop.Run:
+    def not_driven(run: Run, *args: Any) -> Run:
         run.check_memory()
         accepted.append(run)
         return run
 
-    def whole(run: loop.Run) -> bool:
+    def whole(run: Run) -> bool:
         arrays = checkpoint.to_host({"learner": run.state, "env": run.env_state})
         return {name: array.tobytes() for name, array in arrays.items()} == expected
 
@@ -686,18 +687,18 @@ def evaluation(table: Path, trials: int, work: Path) -> None:
     table.unlink(missing_ok=True)
     config = cli.arguments("train", [ENV, *OPTIONS, "--total-steps", "1280", "--num-evals", "20"]).config
 
-    def add(evaluations: int, run: loop.Run) -> None:
+    def add(evaluations: int, run: Run) -> None:
         state = checkpoint.to_host({"learner": run.state, "env": run.env_state})
         append(table, {"iterations": run.iteration, "evaluations": evaluations, "state": fingerprint(state)[:16]})
 
     for evaluations in (20, 1):
         run = loop.train(ENV, dataclasses.replace(config, num_evals=evaluations))
         add(len(run.evaluations), run)
-    run = loop.Run(envs.make(ENV), config, [0], None)
+    run = Run(envs.make(ENV), config, [0], None)
     with jax.default_matmul_precision(config.precision):
         run.start()
         for _ in range(config.num_iterations):
-            run.iterate(keeper.Clock(0.0))
+            run.iterate(Clock(0.0))
     add(len(run.evaluations), run)
 
 

@@ -29,7 +29,7 @@ from reppo import compiling, envs, preset, provenance
 from reppo import reppo as algorithm
 from reppo.collector import JaxCollector
 from reppo.config import Config
-from reppo.loop import Run
+from reppo.run import Run
 
 #: The official code's configuration of comparison: 256 environments, 32 steps, 8 minibatches, 4 epochs, width 512.
 EQUAL = dataclasses.replace(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import pytest
 
 import reppo
-from reppo import collector, loop, same_run
+from reppo import algorithms, collector, same_run
 from reppo.collector import compile_over_seeds
 from reppo.compiling import Options
 from reppo.config import Config
@@ -76,7 +76,7 @@ class Shared:
     def __init__(self) -> None:
         self.variant = ""  #: of the algorithm, where a test has patched it
         self._kept: dict[Any, Any] = {}
-        self._make_programs, self._make_learner = collector.make_programs, loop.make_learner
+        self._make_programs, self._make_learner = collector.make_programs, algorithms.make_learner
 
     def _once(self, make: Callable[[], Any], *key: Any) -> Any:
         if key not in self._kept:
@@ -114,8 +114,8 @@ def shared_programs() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch, jax.default_matmul_precision(CONFIG.precision):
         patch.setattr(collector, "make_programs", SHARED.make_programs)
-        patch.setattr(loop, "make_learner", SHARED.make_learner)
-        patch.setattr(loop, "compile_over_seeds", SHARED.compile_over_seeds)
+        patch.setattr("reppo.run.make_learner", SHARED.make_learner)
+        patch.setattr("reppo.run.compile_over_seeds", SHARED.compile_over_seeds)
         yield
 
 

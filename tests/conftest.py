@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 
 import reppo
-from reppo.loop import Run
+from reppo.run import Run
 
 # On a machine with an accelerator, too: several tests compare bits, which only a CPU promises.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

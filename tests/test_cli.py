@@ -28,8 +28,8 @@ from reppo import cli, envs, health, load_policy, loop, options, outcome, same_r
 from reppo.config import PRESETS
 from reppo.display import number
 from reppo.errors import ConfigError
-from reppo.loop import Run
 from reppo.plot import read_rows
+from reppo.run import Run
 
 TINY = [
     word

@@ -13,7 +13,7 @@ import pytest
 from reppo import compiling, envs
 from reppo.config import PRESETS
 from reppo.keys import Stream
-from reppo.loop import Run
+from reppo.run import Run
 
 
 def test_an_option_that_this_compiler_does_not_have_is_left_out() -> None:

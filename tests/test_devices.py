@@ -23,7 +23,7 @@ import numpy as np
 
 import reppo
 from helpers import TINY
-from reppo.loop import Run
+from reppo.run import Run
 
 folder, env = Path(sys.argv[1]), sys.argv[2]
 config = reppo.Config(**{**TINY.__dict__, "v_min": -10.0, "v_max": 50.0, "episode_length": 20})

@@ -30,9 +30,9 @@ from reppo.errors import ConfigError
 from reppo.estimators import ESTIMATORS, Behaviour
 from reppo.evaluate import evaluate_policy
 from reppo.host_collector import HostCollector
-from reppo.loop import Run
 from reppo.nets import Actor, CriticOutput, DiscreteCritic
 from reppo.reppo import policy_kl, soft_value, target_entropy
+from reppo.run import Run
 
 LOG_2 = np.log(2.0)
 PROBS = np.array([0.5, 0.25, 0.125, 0.125])

@@ -19,7 +19,7 @@ from rich.console import Console
 from reppo import display
 from reppo.config import PRESETS
 from reppo.display import ASCII, UNICODE, LiveDisplay, PlainDisplay, Telemetry
-from reppo.loop import Run
+from reppo.run import Run
 from reppo.sinks import Event
 
 DESCRIPTION: dict[str, Any] = {

@@ -17,7 +17,7 @@ import pytest
 import reppo
 from reppo import cli, envs, options, same_run
 from reppo.config import Config, preset
-from reppo.loop import Run
+from reppo.run import Run
 
 ROOT = Path(__file__).parent.parent
 PENDING: set[str] = set()  #: pages that are linked to before they are written

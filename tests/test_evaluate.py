@@ -19,7 +19,7 @@ from reppo.errors import ConfigError
 from reppo.evaluate import evaluate_policy
 from reppo.export import SavedPolicy
 from reppo.keys import Keys, Stream
-from reppo.loop import Run
+from reppo.run import Run
 
 
 class Fuse(Env):

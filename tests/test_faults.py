@@ -23,13 +23,13 @@ import pytest
 from breakable import CONFIG, MARK, SPOTS, VALUES, Breakable, Recorder, shared_programs
 from hypothesis import given, settings
 
-from reppo import checkpoint, faults, health, keeper, loop, optim
+from reppo import checkpoint, faults, health, loop, optim
 from reppo import reppo as algorithm
 from reppo.collector import JaxCollector
 from reppo.duals import Duals
 from reppo.envs.autoreset import AutoReset, First
 from reppo.errors import ConfigError, Diverged
-from reppo.loop import Run
+from reppo.run import Clock, Run
 from reppo.types import Rollout
 
 assert shared_programs  # a fixture of this module from here on
@@ -56,7 +56,7 @@ class Started:
         self.collector = self.run.collector
         self._saved = checkpoint.to_host(self.tree)
         self._like = jax.eval_shape(lambda: self.tree)
-        self.clock = keeper.Clock(0.0)
+        self.clock = Clock(0.0)
 
     @property
     def tree(self) -> Any:

@@ -37,7 +37,7 @@ from reppo.envs.spaces import Observations, WrongObservation, read_actions
 from reppo.envs.spec import resolve
 from reppo.errors import ConfigError
 from reppo.evaluate import evaluate_policy, first_episodes
-from reppo.loop import Run
+from reppo.run import Run
 
 Array = npt.NDArray[Any]
 

@@ -24,8 +24,8 @@ from reppo.errors import ConfigError
 from reppo.evaluate import evaluate_policy
 from reppo.host_collector import HostCollector
 from reppo.images import IMAGE_ENCODERS, Convolution, ImageEncoder, automatic, pixel_values, smallest_side, windows
-from reppo.loop import Run
 from reppo.reppo import image_layers, make_learner
+from reppo.run import Run
 
 KEY = jax.random.key(0)
 

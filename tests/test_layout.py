@@ -183,7 +183,7 @@ def test_the_loop_and_all_below_it_know_no_terminal(name: str) -> None:
 def test_the_algorithm_and_the_environments_do_not_know_the_loop(name: str) -> None:
     if not (name.startswith("envs/") or name in {"reppo", "rollout", *MATHS}):
         return
-    above = {"loop", "keeper", "health", "outcome", "same_run", "collector", "evaluate", "checkpoint", "sinks"}
+    above = {"loop", "run", "keeper", "health", "outcome", "same_run", "collector", "evaluate", "checkpoint", "sinks"}
     above |= {"run_directory", "cli", "display", "export", "plot"}
     for module, line in imports(MODULES[name]):
         assert own(module) not in above, f"{name}.py:{line} imports {module}"

@@ -26,10 +26,9 @@ from reppo import checkpoint, envs, health, loop, outcome, provenance
 from reppo.config import Config
 from reppo.envs.probes import TargetReach
 from reppo.errors import ConfigError
-from reppo.keeper import Clock
 from reppo.keys import Keys, Stream
-from reppo.loop import Run, evaluation_due
 from reppo.plot import read_rows
+from reppo.run import Clock, Run, evaluation_due
 from reppo.sinks import best_evaluation
 
 TASK = "probe:TargetReach"

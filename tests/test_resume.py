@@ -22,8 +22,8 @@ from reppo import checkpoint, loop, outcome, run_directory, same_run
 from reppo.config import LATER_OPTIONS, Config
 from reppo.errors import ConfigError, Stopped
 from reppo.interrupt import Interrupt
-from reppo.loop import Run
 from reppo.plot import read_rows
+from reppo.run import Run
 
 assert shared_programs  # a fixture of this module from here on
 
@@ -51,7 +51,7 @@ def stopped(out: Path, after: int, seeds: int = 1, kind: str = "metrics", run: A
 def references(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Run]:
     """Runs that never stopped, by their number of seeds. Do not change them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_learner", SHARED.make_learner)
+        patch.setattr("reppo.run.make_learner", SHARED.make_learner)
         return {seeds: train(tmp_path_factory.mktemp("reference") / "run", seeds) for seeds in (1, 2)}
 
 

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from reppo import run_directory
 from reppo.config import Config
 from reppo.errors import ConfigError
-from reppo.loop import Run
+from reppo.run import Run
 
 DESCRIPTION = {"env": "probe:TargetReach", "seeds": [0], "config": {}}
 

@@ -26,7 +26,7 @@ from reppo.envs.host import SimulatorError
 from reppo.envs.spec import resolve
 from reppo.envs.torch_env import TensorSimulator, TensorStep, to_array, to_jax, torch_tensors
 from reppo.evaluate import FirstEpisodes, first_episodes
-from reppo.loop import Run
+from reppo.run import Run
 
 N = 5
 CONFIG = dataclasses.replace(TINY, num_envs=N, num_steps=8, eval_episodes=N, episode_length=None, v_min=-10.0, v_max=50.0)

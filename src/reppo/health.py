@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from reppo.run import Run
 from reppo.sinks import Event
-
-if TYPE_CHECKING:
-    from reppo.loop import Run
 
 CLIPPED_WARNING = 0.05  #: share of targets outside the value support above which the user is told, once
 INVALID_LIMIT = 0.1  #: share of non-finite environment steps in one iteration above which a run stops

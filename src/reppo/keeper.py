@@ -1,30 +1,15 @@
-"""When a run is saved, and its clock."""
+"""When a run is saved."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from reppo import checkpoint, run_directory
 from reppo.errors import ConfigError
+from reppo.run import Clock, Run
 from reppo.sinks import CsvSink, TensorBoardSink
-
-if TYPE_CHECKING:
-    from reppo.loop import Run
-
-
-@dataclasses.dataclass(frozen=True)
-class Clock:
-    """Wall-clock seconds of a run, those of its earlier processes included."""
-
-    started: float
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started
 
 
 class Keeper:

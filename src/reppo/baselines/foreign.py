@@ -21,9 +21,9 @@ from reppo.envs.spec import EnvSpec
 from reppo.errors import ConfigError, Diverged
 from reppo.evaluate import MAX_PARALLEL, Evaluation
 from reppo.files import write_json
-from reppo.keeper import Clock
 from reppo.outcome import check_fits, describe, due, evaluation_row, summary
 from reppo.plot import plot_run
+from reppo.run import Clock
 from reppo.sinks import CsvSink, Event, Sink, best_evaluation
 
 FLOAT = 4  #: bytes
@@ -52,7 +52,7 @@ class Agent(Protocol):
     hint: str  #: what to set where a run does not fit into memory
 
     def memory_parts(self) -> dict[str, int]:
-        """Bytes that a run has to hold at least, see `reppo.loop.Run.memory_parts`."""
+        """Bytes that a run has to hold at least, see `reppo.run.Run.memory_parts`."""
         ...
 
     def train(self, seed: int, evaluate: Evaluate) -> None:

@@ -219,7 +219,7 @@ class Agent:
         return FLOAT * (2 * learned + every)
 
     def memory_parts(self) -> dict[str, int]:
-        """Bytes that a run has to hold at least, see `reppo.loop.Run.memory_parts`."""
+        """Bytes that a run has to hold at least, see `reppo.run.Run.memory_parts`."""
         obs = FLOAT * self.spec.obs_size(self.spec.actor_keys)
         action = FLOAT * (1 if self.spec.discrete else self.spec.action_size)
         parts = {"parameters": self.parameter_bytes()}
