@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -296,21 +297,24 @@ def test_a_suite_is_run_recorded_and_then_skipped(tmp_path: Path, monkeypatch: p
 
 
 def test_processes_run_side_by_side_and_a_stop_reaches_all(tmp_path: Path) -> None:
-    """With real threads: three processes wait for each other, one stops, and the other two are asked to."""
-    together, asked = threading.Barrier(3), threading.Semaphore(0)
+    """With real threads: three processes wait for each other, one stops, and the other two are asked to, once each."""
+    together, begun = threading.Barrier(3), []
 
     class Waiting:
         def __init__(self, words: Sequence[str]):
-            self.words = words
+            self.seed, self.asked, self.stops = words[words.index("--seed") + 1], threading.Event(), 0
+            begun.append(self)
 
         def wait(self) -> int:
             together.wait(timeout=60)  # broken where fewer run at once
-            if self.words[self.words.index("--seed") + 1] != "0":
-                assert asked.acquire(timeout=60)
+            if self.seed != "0":
+                assert self.asked.wait(timeout=60)
+                time.sleep(0.2 * int(self.seed))  # one after the other: the first has ended when the second still saves
             return runner.STOPPED
 
         def stop(self) -> None:
-            asked.release()
+            self.stops += 1
+            self.asked.set()
 
     class Threads:
         at_once: int | None = None
@@ -326,6 +330,8 @@ def test_processes_run_side_by_side_and_a_stop_reaches_all(tmp_path: Path) -> No
         bench.run(jobs, at_once=3)
     # The fourth was never begun, and what was stopped is neither a result nor a failure.
     assert not together.broken
+    assert {process.seed for process in begun} == {"0", "1", "2"}
+    assert all(process.stops == 1 for process in begun if process.seed != "0"), "a second signal ends it before it has saved"
     assert (said, bench.failed, bench.left) == ([], [], [])
     assert not list(bench.results.rglob("*"))
 

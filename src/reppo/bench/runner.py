@@ -278,6 +278,8 @@ class Bench:
     failed: list[Job] = dataclasses.field(default_factory=list)
     left: list[Job] = dataclasses.field(default_factory=list)
     _processes: set[Process] = dataclasses.field(default_factory=set)
+    _asked: set[Process] = dataclasses.field(default_factory=set)  #: to save and end
+    _asking: threading.Lock = dataclasses.field(default_factory=threading.Lock)
     _stopping: threading.Event = dataclasses.field(default_factory=threading.Event)
 
     def run(self, jobs: Sequence[Job], at_once: int = 1) -> None:
@@ -293,7 +295,14 @@ class Bench:
         """Ask every process to save and end."""
         self._stopping.set()
         for process in list(self._processes):
-            process.stop()
+            self.ask(process)
+
+    def ask(self, process: Process) -> None:
+        """Ask a process to save and end, once: a second signal would end it before it has saved."""
+        with self._asking:
+            if process not in self._asked:
+                self._asked.add(process)
+                process.stop()
 
     def job(self, job: Job) -> list[Job]:
         """Run one job and record it; returns the jobs that it has to be divided into, usually none."""
@@ -389,7 +398,7 @@ class Bench:
         process = self.launcher.start(again if directory.exists() else new, again, log)
         self._processes.add(process)
         if self._stopping.is_set():  # it began while the others were told
-            process.stop()
+            self.ask(process)
         try:
             return process.wait()
         finally:
