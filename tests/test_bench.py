@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from helpers import TINY
 
-from reppo import cli, run_directory
+from reppo import baselines, cli, run_directory
 from reppo.bench import launchers, records, runner, suites
 from reppo.bench.records import Key, Record
 from reppo.bench.runner import Bench, Job, in_threads, make_plan
@@ -209,6 +209,24 @@ def test_a_dry_run_shows_the_commands_and_runs_nothing(tmp_path: Path, capsys: p
     assert "smoke: 0 runs are done, 6 to run, in 2 processes" in out
     assert "  reppo train probe:TargetReach --preset cpu --seed 0 --seeds 3 --total-steps 20480" in out
     assert not list(tmp_path.iterdir())
+
+
+def test_a_suite_can_set_single_values_of_a_baseline(tmp_path: Path) -> None:
+    suite = dataclasses.replace(SMALL, algorithms=("fasttd3", "reppo"), settings={"fasttd3": ("n_step=1", "gamma=0.9")})
+    commands = {job.algorithm: job.command for job in make_plan("small", suite, tmp_path).jobs}
+    assert commands["fasttd3"][-3:] == ["--set", "n_step=1", "gamma=0.9"]
+    assert cli.arguments("baseline", commands["fasttd3"][1:]).set == ("n_step=1", "gamma=0.9")
+    assert "--set" not in commands["reppo"]
+
+
+def test_the_committed_results_of_balance_are_of_the_settings_that_it_has(root: Path) -> None:
+    suite = SUITES["balance"]
+    (record,) = [
+        r for r in records.read_all(root / "results").records if r.key[:2] == ("balance", "fasttd3") and r.key.seed == 2
+    ]
+    preset = ALGORITHMS["fasttd3"].presets[suite.preset]
+    config = baselines.configured("fasttd3", suite.tasks[0], preset, suite.settings["fasttd3"], {"total_steps": 200_000})
+    assert record.config["minibatch_size"] == config.minibatch_size
 
 
 def test_a_baseline_is_one_more_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

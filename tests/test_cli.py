@@ -231,6 +231,8 @@ def test_version(reppo: Reppo) -> None:
         ("train --keep-best=0", "--keep-best takes no value, got '0'; write --keep-best or --no-keep-best"),
         ("train --preset paper-larg", "no preset 'paper-larg'; did you mean paper-large"),
         ("train --seeds 0", "--seeds must be at least 1, got 0"),
+        ("train --seeds 20000", "--seeds must be at most 10,000, got 20,000"),
+        ("baseline fasttd3 probe:TargetReach --preset cpu --seeds 20000", "--seeds must be at most 10,000, got 20,000"),
         ("train probe:TargetReach --seed -1", "seeds must be between 0 and 2**32 - 1, got -1"),
         ("train probe:TargetReach --num-envs 0", "num_envs must be positive, got 0"),
         (

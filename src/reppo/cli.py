@@ -49,7 +49,7 @@ from reppo import (
     provenance,
     same_run,
 )
-from reppo.config import PRESETS, Config, nearest, preset
+from reppo.config import PRESETS, Config, nearest, preset, shown_count
 from reppo.display import ACCENT, PlainDisplay, glyphs_for, make_display, number, shown
 from reppo.envs import blame
 from reppo.envs.autoreset import check_returns
@@ -112,10 +112,7 @@ class TrainArgs:
 
 
 def train(args: TrainArgs) -> None:
-    if args.seeds < 1:
-        raise ConfigError(f"--seeds must be at least 1, got {args.seeds}")
-    if args.seeds > loop.MOST_SEEDS:
-        raise ConfigError(f"--seeds must be at most {loop.MOST_SEEDS:,}, got {args.seeds:,}")
+    check_number_of_seeds(args.seeds)
     with claimed(args.out, args.env) as out, reported_run(out, args.env, args.wandb) as how:
         loop.train(args.env, args.config, seed=args.seed, num_seeds=args.seeds, out=out, **how)
 
@@ -185,6 +182,14 @@ class EvalArgs:
     """Of a run directory, the policies with the best evaluations instead of the newest."""
     json: FlagCreatePairsOff[bool] = False
     """Print one JSON object instead of a sentence."""
+
+
+def check_number_of_seeds(seeds: int) -> None:
+    """Refuse what no run can have; `reppo.train` does, too, by its own argument's name."""
+    if seeds < 1:
+        raise ConfigError(f"--seeds must be at least 1, got {seeds}")
+    if seeds > loop.MOST_SEEDS:
+        raise ConfigError(f"--seeds must be at most {loop.MOST_SEEDS:,}, got {shown_count(seeds)}")
 
 
 def check_seed(seed: int) -> None:
@@ -649,8 +654,7 @@ def baseline(args: BaselineArgs) -> None:
     given = {name: getattr(args, name) for name in ("total_steps", "num_evals", "eval_episodes")}
     preset = args.preset or ("cpu" if jax.default_backend() == "cpu" else "published")
     config = baselines.configured(args.algorithm, args.env, preset, args.set, given)
-    if args.seeds < 1:
-        raise ConfigError(f"--seeds must be at least 1, got {args.seeds}")
+    check_number_of_seeds(args.seeds)
     name = f"{args.env}-{args.algorithm}"
     library = algorithms.ALGORITHMS[args.algorithm].library
     if not library:

@@ -114,7 +114,7 @@ def overview(found: records.Found, names: Sequence[str]) -> Section:
         ),
         Note(f"{len(found.records)} runs of {', '.join(names) or 'no suite'}. Hardware: {'; '.join(hardware) or 'none'}."),
     ]
-    if not failed:
+    if found.records and not failed:
         blocks.append(Note("No run failed, and none diverged."))
     if failed:
         rows = [[r.key.suite, r.key.algorithm, r.key.env, str(r.key.seed), r.status, r.problem] for r in failed]

@@ -48,6 +48,7 @@ class Job:
     config: Config | None  #: None where it cannot run
     preset: str
     problem: str = ""  #: why it cannot run here
+    settings: tuple[str, ...] = ()  #: of a baseline, beside its preset
 
     @property
     def keys(self) -> list[Key]:
@@ -71,7 +72,8 @@ class Job:
             return [*algorithm.command, self.env, "--preset", self.preset, *seeds, *as_options(self.config, self.preset)]
         words = [word for name in GIVEN for word in (options.flag(name), str(getattr(self.config, name)))]
         preset = ["--preset", algorithm.presets[self.preset]] if self.preset in algorithm.presets else []
-        return [*algorithm.command, self.env, *preset, *seeds, *words]
+        more = ["--set", *self.settings] if self.settings else []
+        return [*algorithm.command, self.env, *preset, *seeds, *words, *more]
 
     def __str__(self) -> str:
         many = f"seeds {self.seeds[0]} to {self.seeds[-1]}" if len(self.seeds) > 1 else f"seed {self.seeds[0]}"
@@ -163,7 +165,10 @@ def make_plan(
                 else:
                     missing.append(seed)
             size = together if ALGORITHMS[algorithm].several_seeds else 1
-            plan.jobs.extend(Job(name, algorithm, env, group, config, suite.preset) for group in grouped(missing, size))
+            settings = suite.settings.get(algorithm, ())
+            plan.jobs.extend(
+                Job(name, algorithm, env, group, config, suite.preset, settings=settings) for group in grouped(missing, size)
+            )
     plan.jobs.sort(key=lambda job: job.seeds[0])  # so that what an interrupted suite has compares like with like
     return plan
 

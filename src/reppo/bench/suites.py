@@ -184,6 +184,7 @@ class Suite:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  #: of `Config`, in place of the preset's
     first_seed: int = 0  #: not 0 where the preset was tuned on the first seeds of the task
     steps: Mapping[str, int] = dataclasses.field(default_factory=dict)  #: of single algorithms, in place of the suite's
+    settings: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  #: ``--set`` of single baselines
     together: int = 1  #: seeds that share a process, vectorised on one device
 
     @property
@@ -259,6 +260,7 @@ SUITES: dict[str, Suite] = {
         preset="cpu",
         options={"total_steps": 800_000, **NEWEST, **BEFORE_ENTROPY},
         steps=dict.fromkeys(BASELINES, 200_000),
+        settings={"fasttd3": ("minibatch_size=512",)},  # as its preset was then
     ),
     "gymnasium": Suite(
         "REPPO beside Stable-Baselines3 on Gymnasium's tasks, with 400,000 steps each",

@@ -163,8 +163,10 @@ class Observations:
         array: Any = obs if isinstance(obs, jax.Array) else np.asarray(obs)
         if array.shape != shape:
             raise WrongObservation(f"{_place(part.path)} has shape {list(array.shape)}, not {list(shape)}")
-        dtype, seen = array.dtype, self._dtypes.setdefault(part.path, [array.dtype])
-        if dtype not in seen:
+        dtype, seen = array.dtype, self._dtypes.get(part.path)
+        if seen is None:
+            seen = self._dtypes[part.path] = [dtype]
+        elif dtype not in seen:
             if dtype.kind != seen[0].kind:
                 raise WrongObservation(f"{_place(part.path)} is {dtype} now; its first one was no such number")
             seen.append(dtype)
