@@ -13,12 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from helpers import TINY
 
-from reppo import baselines, cli, run_directory
+from reppo import cli, run_directory
 from reppo.bench import launchers, records, runner, suites
 from reppo.bench.records import Key, Record
 from reppo.bench.runner import Bench, Job, in_threads, make_plan
@@ -32,6 +33,7 @@ CHANGES = {
     if getattr(TINY, field.name) != getattr(preset("cpu"), field.name)
 }
 SMALL = Suite("for tests", ("probe:TargetReach",), ("reppo",), num_seeds=2, preset="cpu", options=CHANGES, together=2)
+OTHER = suites.Variant("another", baseline="fasttd3", presets={"cpu": "cpu"}, resumes=False)
 
 
 # ------------------------------------------------------------------------------------------- suites
@@ -59,7 +61,7 @@ def test_every_suite_can_be_configured(name: str) -> None:
         config = suite.configured(algorithm)
         config.validate()
         as_deployed = algorithm == AVERAGED or name == "gymnasium"
-        assert not ALGORITHMS[algorithm].is_reppo or (config.actor_average > 0) == as_deployed, (
+        assert ALGORITHMS[algorithm].baseline or (config.actor_average > 0) == as_deployed, (
             "others compare the newest policy"
         )
 
@@ -219,23 +221,27 @@ def test_a_suite_can_set_single_values_of_a_baseline(tmp_path: Path) -> None:
     assert "--set" not in commands["reppo"]
 
 
-def test_the_committed_results_of_balance_are_of_the_settings_that_it_has(root: Path) -> None:
-    suite = SUITES["balance"]
-    (record,) = [
-        r for r in records.read_all(root / "results").records if r.key[:2] == ("balance", "fasttd3") and r.key.seed == 2
-    ]
-    preset = ALGORITHMS["fasttd3"].presets[suite.preset]
-    config = baselines.configured("fasttd3", suite.tasks[0], preset, suite.settings["fasttd3"], {"total_steps": 200_000})
-    assert record.config["minibatch_size"] == config.minibatch_size
+@pytest.mark.parametrize("name", sorted({path.name for path in (Path(__file__).parent.parent / "results/bench").iterdir()}))
+def test_the_committed_results_are_of_what_their_suites_ask_for(name: str, root: Path) -> None:
+    pytest.importorskip("mujoco_playground", reason="Brax's published settings are in it")
+    suite = SUITES[name]
+    there = [record for record in records.read_all(root / "results").records if record.key.suite == name]
+    asked = {key: runner.asked_for(suite, *key) for key in {record.key[1:3] for record in there}}
+    assert there
+    for record in there:
+        assert runner.other_options(record.key.algorithm, record.config, asked[record.key[1:3]]) == []
 
 
 def test_a_baseline_is_one_more_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = suites.Variant("another", command=("other", "way"), presets={"cpu": "small"}, several_seeds=False)
+    other = suites.Variant("another", baseline="fasttd3", presets={"cpu": "published"}, several_seeds=False)
     monkeypatch.setitem(ALGORITHMS, "other", other)
-    jobs = make_plan("small", dataclasses.replace(SMALL, algorithms=("other",)), tmp_path).jobs
+    suite = dataclasses.replace(SMALL, algorithms=("other",))
+    jobs = make_plan("small", suite, tmp_path).jobs
     assert [job.seeds for job in jobs] == [(0,), (1,)]
-    words = "reppo other way probe:TargetReach --preset small --seed 1 --total-steps 192 --num-evals 1 --eval-episodes 8"
-    assert runner.shown_command(jobs[1]) == words
+    words = "reppo baseline fasttd3 probe:TargetReach --preset published --seed 1 --total-steps 192 --num-evals 1"
+    assert runner.shown_command(jobs[1]) == f"{words} --eval-episodes 8"
+    with pytest.raises(ConfigError, match="other has nothing beside the preset paper-large; it has cpu"):
+        make_plan("small", dataclasses.replace(suite, preset="paper-large"), tmp_path)
 
 
 # ------------------------------------------------------------------------------------------- running
@@ -379,29 +385,35 @@ def test_a_run_that_was_stopped_is_resumed_and_does_not_count_before(
 
 
 def test_a_run_that_cannot_be_resumed_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ALGORITHMS, "other", suites.Variant("another", command=("other",), resumes=False))
+    monkeypatch.setitem(
+        ALGORITHMS, "other", suites.Variant("another", baseline="fasttd3", presets={"cpu": "cpu"}, resumes=False)
+    )
     bench, _ = benching(tmp_path, in_this_process, monkeypatch)
     (job,) = make_plan("small", dataclasses.replace(SMALL, algorithms=("other",)), bench.results).jobs
-    assert job.config is not None
     directory = bench.work / job.name
     directory.mkdir(parents=True)
-    description = {"env": job.env, "seeds": [0, 1], "config": dataclasses.asdict(job.config), "algorithm": "other"}
+    description = {"env": job.env, "seeds": [0, 1], "config": dataclasses.asdict(job.config), "algorithm": "fasttd3"}
     (directory / "config.json").write_text(json.dumps(description))
     assert runner.is_of(job, directory)
     assert bench.free_directory(job) == directory.with_name(directory.name + "-2")
 
 
+OF_BASELINE = dataclasses.replace(
+    SMALL,
+    algorithms=("other",),
+    settings={
+        "other": ("num_envs=8", "num_steps=2", "learning_starts=2", "minibatch_size=16", "actor_width=8", "critic_width=8")
+    },
+)
+
+
 def baseline(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> tuple[Job, Path]:
     """A job of a baseline that cannot be resumed, and a finished run of it that nobody has recorded."""
-    monkeypatch.setitem(ALGORITHMS, "other", suites.Variant("another", command=("other",), resumes=False))
-    (own,) = make_plan("small", SMALL, bench.results).jobs
-    assert cli.main([*own.command, "--out", str(bench.work / "made")]) == 0
-    (job,) = make_plan("small", dataclasses.replace(SMALL, algorithms=("other",)), bench.results).jobs
+    monkeypatch.setitem(ALGORITHMS, "other", OTHER)
+    (job,) = make_plan("small", OF_BASELINE, bench.results).jobs
     directory = bench.work / job.name
     directory.parent.mkdir(parents=True)
-    (bench.work / "made").rename(directory)
-    description = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**description, "algorithm": "other"}))
+    assert cli.main([*job.command, "--out", str(directory)]) == 0
     return job, directory
 
 
@@ -426,8 +438,10 @@ def in_use(bench: Bench, job: Job, seeds: Sequence[int], stack: contextlib.ExitS
     """The directory of a run with a job's options that is locked, as by a process whose bench was killed."""
     directory = bench.work / dataclasses.replace(job, seeds=seeds).name
     directory.mkdir(parents=True)
-    description = {"env": job.env, "seeds": list(seeds), "config": dataclasses.asdict(job.config or TINY)}
-    (directory / "config.json").write_text(json.dumps({**description, "algorithm": job.algorithm}))
+    description = {"env": job.env, "seeds": list(seeds), "config": dataclasses.asdict(job.config)}
+    (directory / "config.json").write_text(
+        json.dumps({**description, "algorithm": ALGORITHMS[job.algorithm].baseline or "reppo"})
+    )
     stack.enter_context(run_directory.locked(directory))
     return directory
 
@@ -440,7 +454,7 @@ def test_a_run_that_a_process_has_already_is_left_to_it(
     def unexpected(words: Sequence[str], log: Path) -> int:
         raise AssertionError
 
-    monkeypatch.setitem(ALGORITHMS, "other", suites.Variant("another", command=("other",), resumes=resumes))
+    monkeypatch.setitem(ALGORITHMS, "other", dataclasses.replace(OTHER, resumes=resumes))
     bench, said = benching(tmp_path, unexpected, monkeypatch)
     (job,) = make_plan("small", dataclasses.replace(SMALL, algorithms=("other",)), bench.results).jobs
     with contextlib.ExitStack() as stack:
@@ -456,7 +470,8 @@ def test_a_run_that_a_process_has_already_is_left_to_it(
     with contextlib.ExitStack() as stack:
         in_use(bench, job, (2,), stack)
         assert not bench.is_left(job)
-        directory = in_use(bench, dataclasses.replace(job, config=dataclasses.replace(TINY, num_evals=7)), (0,), stack)
+        changed = dataclasses.replace(job, config=dataclasses.replace(job.config, num_evals=7))
+        directory = in_use(bench, changed, (0,), stack)
         assert run_directory.holder(directory) == str(os.getpid())
         assert not bench.is_left(job)
 
@@ -495,18 +510,25 @@ def test_a_bench_that_left_runs_to_others_is_not_done(
     assert said.err.startswith("reppo: 6 runs were left to the processes that have them; the same command goes on")
 
 
-def test_a_baseline_of_other_steps_is_neither_taken_nor_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("changes", "changed"),
+    [
+        ({"options": {**CHANGES, "total_steps": 384}}, "total_steps 192 -> 384"),
+        ({"settings": {"other": (*OF_BASELINE.settings["other"], "gamma=0.9")}}, "gamma 0.97 -> 0.9"),
+    ],
+)
+def test_a_baseline_of_other_options_is_neither_taken_nor_resumed(
+    changes: dict[str, Any], changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench, _ = benching(tmp_path, in_this_process, monkeypatch)
     job, directory = baseline(monkeypatch, bench)
-    assert job.config is not None
-    longer = dataclasses.replace(SMALL, algorithms=("other",), options={**CHANGES, "total_steps": 384})
-    (other,) = make_plan("small", longer, bench.results).jobs
+    (other,) = make_plan("small", dataclasses.replace(OF_BASELINE, **changes), bench.results).jobs
     assert runner.is_of(job, directory)
     assert not runner.is_of(other, directory)
     assert bench.left_behind(other) is None
     bench.run([job])
-    with pytest.raises(ConfigError, match=r"was made with other options .*total_steps 192 -> 384"):
-        make_plan("small", longer, bench.results)
+    with pytest.raises(ConfigError, match=f"was made with other options .*{changed}"):
+        make_plan("small", dataclasses.replace(OF_BASELINE, **changes), bench.results)
 
 
 def test_a_run_that_ends_while_the_bench_is_stopped_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,11 @@ def presets(name: str, env: str) -> Mapping[str, Any]:
     return load(ALGORITHMS[name].presets)(env, name)
 
 
+def config_class(name: str) -> type[Any]:
+    """The dataclass of an algorithm's configurations; its defaults are one of them."""
+    return type(next(iter(presets(name, "").values())))
+
+
 def name_of(config: RunConfig) -> str:
     """The name of the algorithm that a configuration is of; raises `ConfigError` where our loop does not train it."""
     if ALGORITHMS[config.name].library:
@@ -120,5 +125,4 @@ def read_config(description: dict[str, Any], source: str) -> RunConfig:
     if library := ALGORITHMS[name].library:
         again = f"; `{description['command']}` starts it again" if "command" in description else ""
         raise ConfigError(f"{source}: a run of {library}'s {name} cannot be continued{again}")
-    kind = type(next(iter(presets(name, "").values())))
-    return kind.from_json(description["config"], source)
+    return config_class(name).from_json(description["config"], source)

@@ -25,7 +25,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from reppo.config import LATER_OPTIONS, Config
+from reppo import algorithms
+from reppo.config import LATER_OPTIONS
 from reppo.errors import ConfigError
 from reppo.files import replacing, set_aside, write_json
 
@@ -305,23 +306,29 @@ def refuse_mixed(found: Iterable[Record]) -> None:
         if not record.config:
             continue
         other = first.setdefault(record.key[:3], record)
-        if changed := differences(other.config, record.config):
+        if changed := differences(algorithm_of(record.description), other.config, record.config):
             raise ConfigError(
                 f"two versions of {record.key.algorithm} on {record.key.env}: seed {record.key.seed} differs from seed "
                 f"{other.key.seed} in {', '.join(changed)}; keep one of them"
             )
 
 
+def algorithm_of(description: Mapping[str, Any]) -> str:
+    """The name in `reppo.algorithms` of what a run's ``config.json`` describes; one without a name is REPPO's."""
+    name = description.get("algorithm")
+    return name if isinstance(name, str) and name in algorithms.ALGORITHMS else algorithms.REPPO
+
+
 #: Options that change nothing of what a run computes.
 IMMATERIAL = frozenset(["checkpoint_minutes", "keep_checkpoints", "keep_best"])
 
 
-def differences(config: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """``name this -> that`` of the options that differ.
+def differences(algorithm: str, config: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """``name this -> that`` of the options of an algorithm that differ.
 
     One that a configuration lacks came later; what was done before it is its default, or in `LATER_OPTIONS`.
     """
-    defaults = {**dataclasses.asdict(Config()), **LATER_OPTIONS}
+    defaults = {**dataclasses.asdict(algorithms.config_class(algorithm)()), **LATER_OPTIONS}
     changed = []
     for name in sorted((config.keys() | other.keys()) - IMMATERIAL):
         was, now = (values.get(name, defaults.get(name)) for values in (config, other))

@@ -26,7 +26,7 @@ from reppo import baselines, envs, options, run_directory
 from reppo.bench import records
 from reppo.bench.launchers import Launcher, Process
 from reppo.bench.records import Key, Record
-from reppo.bench.suites import ALGORITHMS, Suite
+from reppo.bench.suites import ALGORITHMS, REPPO, Suite
 from reppo.config import PRESETS, Config, nearest
 from reppo.errors import ConfigError
 from reppo.files import set_aside
@@ -45,8 +45,8 @@ class Job:
     algorithm: str
     env: str
     seeds: Sequence[int]
-    config: Config | None  #: None where it cannot run
-    preset: str
+    config: Any  #: the algorithm's configuration, see `asked_for`; None where it cannot run
+    preset: str  #: of the suite
     problem: str = ""  #: why it cannot run here
     settings: tuple[str, ...] = ()  #: of a baseline, beside its preset
 
@@ -65,15 +65,13 @@ class Job:
     @property
     def command(self) -> list[str]:
         """The words after ``reppo``, but for ``--out``."""
-        assert self.config is not None
-        algorithm = ALGORITHMS[self.algorithm]
+        variant = ALGORITHMS[self.algorithm]
         seeds = ["--seed", str(self.seeds[0]), *(["--seeds", str(len(self.seeds))] if len(self.seeds) > 1 else [])]
-        if algorithm.is_reppo:
-            return [*algorithm.command, self.env, "--preset", self.preset, *seeds, *as_options(self.config, self.preset)]
+        if not variant.baseline:
+            return ["train", self.env, "--preset", self.preset, *seeds, *as_options(self.config, self.preset)]
         words = [word for name in GIVEN for word in (options.flag(name), str(getattr(self.config, name)))]
-        preset = ["--preset", algorithm.presets[self.preset]] if self.preset in algorithm.presets else []
         more = ["--set", *self.settings] if self.settings else []
-        return [*algorithm.command, self.env, *preset, *seeds, *words, *more]
+        return ["baseline", variant.baseline, self.env, "--preset", variant.presets[self.preset], *seeds, *words, *more]
 
     def __str__(self) -> str:
         many = f"seeds {self.seeds[0]} to {self.seeds[-1]}" if len(self.seeds) > 1 else f"seed {self.seeds[0]}"
@@ -152,7 +150,7 @@ def make_plan(
             if problem:
                 plan.impossible.append(Job(name, algorithm, env, tuple(all_seeds), None, suite.preset, problem))
                 continue
-            config = suite.configured(algorithm)
+            config = asked_for(suite, algorithm, env)
             missing = []
             for seed in all_seeds:
                 key = Key(name, algorithm, env, seed)
@@ -171,6 +169,26 @@ def make_plan(
             )
     plan.jobs.sort(key=lambda job: job.seeds[0])  # so that what an interrupted suite has compares like with like
     return plan
+
+
+#: Options that a suite gives to a baseline; the rest are its preset's, and the suite's `Suite.settings`.
+GIVEN = ("total_steps", "num_evals", "eval_episodes")
+
+
+def asked_for(suite: Suite, algorithm: str, env: str) -> Any:
+    """What a suite has an algorithm train with: REPPO's `Config`, or the configuration of a baseline.
+
+    Raises:
+        ConfigError: where that does not fit.
+    """
+    variant, config = ALGORITHMS[algorithm], suite.configured(algorithm)
+    if not variant.baseline:
+        return config
+    if suite.preset not in variant.presets:
+        raise ConfigError(f"{algorithm} has nothing beside the preset {suite.preset}; it has {', '.join(variant.presets)}")
+    given = {name: getattr(config, name) for name in GIVEN}
+    settings = suite.settings.get(algorithm, ())
+    return baselines.configured(variant.baseline, env, variant.presets[suite.preset], settings, given)
 
 
 def chosen(names: Sequence[str], of: Sequence[str], what: str, suite: str) -> list[str]:
@@ -224,11 +242,11 @@ def unsuited(algorithm: str, env: str) -> str:
 
 def uninstalled(algorithm: str, env: str) -> str:
     """The package that an algorithm lacks here; empty where there is none."""
-    kind, *name = ALGORITHMS[algorithm].command
-    return baselines.uninstalled(name[0], env) if kind == "baseline" else ""
+    baseline = ALGORITHMS[algorithm].baseline
+    return baselines.uninstalled(baseline, env) if baseline else ""
 
 
-def refuse_other_options(record: Record, config: Config, results: Path) -> None:
+def refuse_other_options(record: Record, config: Any, results: Path) -> None:
     """Raise `ConfigError` where a result is of the same run with other options: skipping it would pass it off as this."""
     if changed := other_options(record.key.algorithm, record.config, config):
         raise ConfigError(
@@ -435,24 +453,16 @@ def seeds_of(job: Job, directory: Path) -> list[int]:
         description = run_directory.read_description(directory)
     except ConfigError:
         return []
-    assert job.config is not None
     if description["env"] != job.env:
         return []
-    if not ALGORITHMS[job.algorithm].is_reppo and description.get("algorithm", job.algorithm) != job.algorithm:
+    if records.algorithm_of(description) != (ALGORITHMS[job.algorithm].baseline or REPPO):
         return []
     return [] if other_options(job.algorithm, description["config"], job.config) else description["seeds"]
 
 
-#: Options that a suite gives to a baseline; the rest are its preset's.
-GIVEN = ("total_steps", "num_evals", "eval_episodes")
-
-
-def other_options(algorithm: str, made_with: dict[str, Any], config: Config) -> list[str]:
+def other_options(algorithm: str, made_with: dict[str, Any], config: Any) -> list[str]:
     """``name this -> that`` of the options in which a run differs from what its suite asks for now."""
-    if ALGORITHMS[algorithm].is_reppo:
-        return records.differences(made_with, dataclasses.asdict(config))
-    pairs = [(name, made_with.get(name), getattr(config, name)) for name in GIVEN]
-    return [f"{name} {was} -> {now}" for name, was, now in pairs if was != now]
+    return records.differences(ALGORITHMS[algorithm].baseline or REPPO, made_with, dataclasses.asdict(config))
 
 
 def last_words(log: Path) -> str:

@@ -78,27 +78,16 @@ def normalisers(env: str) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One line of a comparison: a command of ``reppo``, and how its configuration differs from the suite's.
-
-    A baseline plugs in with a command of its own. It is called as ``reppo COMMAND ENV --seed S --out DIR``, with
-    ``--total-steps``, ``--num-evals`` and ``--eval-episodes``, with ``--preset`` if it has `presets`, and with ``--seeds N``
-    if it trains several seeds at once. It leaves in ``DIR`` what a run of `reppo train` leaves: ``config.json``,
-    ``evaluations.csv`` and ``summary.json``; `reppo resume` goes on with one that was stopped, if it `resumes`.
-    """
+    """One line of a comparison: REPPO, and how its configuration differs from the suite's, or a baseline."""
 
     about: str
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  #: of `Config`, in place of the suite's
     data_divisor: int = 1  #: of the steps per update; the size of a minibatch stays
-    command: tuple[str, ...] = ("train",)
-    presets: Mapping[str, str] = dataclasses.field(default_factory=dict)  #: of a baseline, by the suite's preset
+    baseline: str = ""  #: one of `reppo.algorithms.BASELINES`; empty: REPPO
+    presets: Mapping[str, str] = dataclasses.field(default_factory=dict)  #: of the baseline, by the suite's preset
     several_seeds: bool = True  #: whether one process can train several
     resumes: bool = True  #: whether a run that was stopped can go on; otherwise it is begun anew
     takes: Literal["any", "jax", "gymnasium"] = "any"  #: environments: any, those that are written in JAX, `gymnasium:` ones
-
-    @property
-    def is_reppo(self) -> bool:
-        """Whether it takes a `Config`."""
-        return self.command == ("train",)
 
     def configured(self, base: Config) -> Config:
         """The suite's configuration with this algorithm's differences; raises `ConfigError` where they do not fit."""
@@ -151,7 +140,7 @@ ALGORITHMS: dict[str, Variant] = {
     **{
         name: Variant(
             baseline.about,
-            command=("baseline", name),
+            baseline=name,
             presets=PUBLISHED | ({"paper-humanoid": "published-robots"} if name == "fasttd3" else {}),
             several_seeds=False,
             resumes=not baseline.library,
