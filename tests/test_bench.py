@@ -213,6 +213,16 @@ def test_a_dry_run_shows_the_commands_and_runs_nothing(tmp_path: Path, capsys: p
     assert not list(tmp_path.iterdir())
 
 
+def test_where_nothing_is_to_run_no_engine_is_started(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mujoco_playground", reason="Brax's published settings are in it")
+
+    def unexpected(*_: object) -> launchers.Launcher:
+        raise AssertionError
+
+    monkeypatch.setitem(launchers.LAUNCHERS, "ray", unexpected)
+    assert cli.main(["bench", "laptop", "--launcher", "ray", "--results", str(root / "results")]) == 0
+
+
 def test_a_suite_can_set_single_values_of_a_baseline(tmp_path: Path) -> None:
     suite = dataclasses.replace(SMALL, algorithms=("fasttd3", "reppo"), settings={"fasttd3": ("n_step=1", "gamma=0.9")})
     commands = {job.algorithm: job.command for job in make_plan("small", suite, tmp_path).jobs}

@@ -185,6 +185,7 @@ def test_slurms_engine_moves_a_job(tmp_path: Path) -> None:
 
 def test_ray_on_this_machine(tmp_path: Path) -> None:
     ray = pytest.importorskip("ray", reason="needs reppo[ray]")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell has it for `reppo bench ... &`
     try:
         engine = Ray(tmp_path, {"num_cpus": "1"})
         log = tmp_path / "log"
@@ -195,6 +196,7 @@ def test_ray_on_this_machine(tmp_path: Path) -> None:
         assert process.wait() == STOPPED
         until(lambda: log.read_text().endswith("saved\n"))
     finally:
+        signal.signal(signal.SIGINT, before)
         ray.shutdown()
 
 

@@ -565,7 +565,8 @@ def bench(args: BenchArgs) -> None:
         for job in plan.jobs:
             print(f"  {runner.shown_command(job)}")
         return
-    run_plan(args, plan.jobs)
+    if plan.jobs:
+        run_plan(args, plan.jobs)
 
 
 def run_plan(args: BenchArgs, jobs: Sequence[Any]) -> None:

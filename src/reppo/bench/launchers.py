@@ -234,6 +234,9 @@ class Ray:
 
 
 def call(command: Command) -> int:
+    """What a worker of Ray does."""
+    # Ray cancels a task by SIGINT, which workers ignore whose cluster a shell has started with ``&``.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return command()
 
 
