@@ -19,6 +19,7 @@ from rich.console import Console
 from reppo import display
 from reppo.config import PRESETS
 from reppo.display import ASCII, UNICODE, LiveDisplay, PlainDisplay, Telemetry
+from reppo.provenance import computer
 from reppo.run import Run
 from reppo.sinks import Event
 
@@ -268,3 +269,17 @@ def test_a_path_is_as_short_as_it_can_be_typed(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     assert display.shown(tmp_path / "runs" / "mine") == "runs/mine"
     assert display.shown(tmp_path.parent / "other") == str(tmp_path.parent / "other")
+
+
+@pytest.mark.parametrize(
+    ("hardware", "shown"),
+    [
+        ({"devices": ["cpu"], "cpu": "Abacus", "cpu_cores": 1}, "Abacus, 1 core"),
+        ({"devices": ["cpu"], "cpu": "Abacus", "cpu_cores": 2}, "Abacus, 2 cores"),
+        ({"devices": ["H100"], "cpu": "Abacus", "cpu_cores": 2}, "H100"),
+        ({"devices": ["H100", "H100"], "cpu": "Abacus", "cpu_cores": 2}, "2 x H100"),
+        ({}, "unknown, ? cores"),
+    ],
+)
+def test_what_a_run_computed_on_is_said_in_a_few_words(hardware: dict[str, Any], shown: str) -> None:
+    assert computer(hardware) == shown

@@ -28,6 +28,7 @@ from reppo import run_directory
 from reppo.algorithms import ALGORITHMS
 from reppo.config import PRESETS
 from reppo.plot import Curve, read_rows, short, spread, text_chart
+from reppo.provenance import computer
 from reppo.sinks import Event, Rows, best_evaluation
 
 FRAMES_PER_SECOND = 4
@@ -228,13 +229,9 @@ class Cell(NamedTuple):
 
 def header(telemetry: Telemetry) -> Iterator[Text]:
     """What is trained, how, on what, and where its files go."""
-    devices = telemetry.hardware.get("devices", [])
-    device = f"{len(devices)} x {devices[0]}" if len(devices) > 1 else "".join(devices)
-    if device in ("", "cpu"):
-        device = f"{telemetry.hardware.get('cpu', 'CPU')}, {telemetry.hardware.get('cpu_cores', '?')} cores"
     entries = [
         Cell("seeds" if len(telemetry.seeds) > 1 else "seed", ", ".join(map(str, telemetry.seeds))),
-        Cell("device", device),
+        Cell("device", computer(telemetry.hardware)),
         Cell("files", "none" if telemetry.directory is None else shown(telemetry.directory)),
     ]
     if telemetry.algorithm == "reppo":

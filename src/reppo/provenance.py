@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,15 @@ def _git_revision() -> str | None:
         return subprocess.run(describe, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def computer(hardware: Mapping[str, Any]) -> str:
+    """What a run computed on, in a few words: ``4 x NVIDIA H100``, or a processor and how many of its cores."""
+    devices = [device for device in hardware.get("devices") or [] if device != "cpu"]
+    if devices:
+        return f"{len(devices)} x {devices[0]}" if len(devices) > 1 else devices[0]
+    cores = hardware.get("cpu_cores", "?")
+    return f"{hardware.get('cpu', 'unknown')}, {cores} core{'' if cores == 1 else 's'}"
 
 
 #: Where Linux tells a container how much memory it may have, in version 2 and in version 1 of its control groups.

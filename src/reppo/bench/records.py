@@ -29,6 +29,7 @@ from reppo import algorithms
 from reppo.config import LATER_OPTIONS
 from reppo.errors import ConfigError
 from reppo.files import replacing, set_aside, write_json
+from reppo.provenance import computer
 
 FORMAT = "reppo-run-1"
 COLUMNS = ("env_steps", "seconds", "return", "return_std", "episodes")
@@ -96,11 +97,7 @@ class Record:
 
     @property
     def hardware(self) -> str:
-        hardware = self.description.get("hardware") or {}
-        cores = hardware.get("cpu_cores", "?")
-        plural = "" if cores == 1 else "s"
-        devices = [d for d in hardware.get("devices") or [] if d != "cpu"]
-        return ", ".join(devices) or f"{hardware.get('cpu', 'unknown')}, {cores} core{plural}"
+        return computer(self.description.get("hardware") or {})
 
 
 # ------------------------------------------------------------------------------------------------ writing
