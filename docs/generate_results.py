@@ -674,8 +674,8 @@ means over ten greedy episodes; seeds 10 to 14. "At a third" is what a run had a
 been evaluated since, that is its untrained policy. "Of the run" is the mean after all of an algorithm's steps, where every
 run made them: REPPO's are 401,408, which it has made long before the time is up but on Ant and WalkerWalk, where it takes
 197 to 212 and 121 to 134 seconds; on Breakout they are 800,768, in 274 to 468 seconds. Machine:
-{hardware("against.json")}; of CheetahRun an AMD EPYC. CheetahRun and WalkerWalk ran one at a time, with tests
-on the other core.
+{hardware("against.json")}. CheetahRun and WalkerWalk ran later than the others, one at a time, with tests on the
+other core.
 
 REPPO's runs of Pendulum, CartPole, HalfCheetah and Ant were made later than the others', on a processor of the same kind
 in an hour when REPPO took 1.3 to 1.6 times as long for the same steps, and with other programs on the other core. That is
