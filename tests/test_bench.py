@@ -53,6 +53,20 @@ def test_the_humanoids_references_are_the_best_published_means(root: Path) -> No
     assert best == HUMANOID
 
 
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ("playground:CheetahRun", ("ref_best", "/1000")),
+        ("envpool:CheetahRun-v1", ("/1000",)),  # the same rewards, another simulation
+        ("envpool:HalfCheetah-v5", ()),
+        ("playground:G1JoystickFlatTerrain", ("ref_best",)),
+        ("maniskill:PullCube-v1", ("success_once", "success_at_end")),
+    ],
+)
+def test_what_makes_returns_of_tasks_comparable(env: str, expected: tuple[str, ...]) -> None:
+    assert suites.normalisers(env) == expected
+
+
 @pytest.mark.parametrize("name", SUITES)
 def test_every_suite_can_be_configured(name: str) -> None:
     suite = SUITES[name]

@@ -515,7 +515,7 @@ def test_the_papers_order_is_told_of_either_way() -> None:
     of = {"reppo": scores(0.9, 0.8), "reppo-score_q": scores(0.5, 0.2), "reppo-score_gae": scores(0.3, 0.4)}
     q_gae, first = "reppo-score_q - reppo-score_gae", "reppo - reppo-score_q"
     # Over both tasks the last two have the same interquartile mean: (0.2 + 0.5) / 2 and (0.3 + 0.4) / 2.
-    assert report.ordering(of, TASKS).text == (
+    assert report.ordering(of, TASKS, REF_BEST).text == (
         "The paper's order of gradient estimators is reppo, reppo-score_q, reppo-score_gae. By IQM, ref_best, with "
         "differences of neighbours and their bootstrap intervals: "
         "On CartpoleBalance it holds: reppo 0.900, reppo-score_q 0.500, reppo-score_gae 0.300; "
@@ -530,7 +530,9 @@ def test_the_papers_order_is_told_of_either_way() -> None:
 def test_an_order_within_chance_neither_holds_nor_fails() -> None:
     def text(*runs: list[float]) -> str:
         names = ("reppo", "reppo-score_q", "reppo-score_gae")
-        return report.ordering({name: [np.array(own)] for name, own in zip(names, runs, strict=True)}, TASKS[:1]).text
+        return report.ordering(
+            {name: [np.array(own)] for name, own in zip(names, runs, strict=True)}, TASKS[:1], REF_BEST
+        ).text
 
     low, middle, high, wide = [0.1, 0.2] * 3, [0.4, 0.5] * 3, [0.8, 0.9] * 3, [0.0, 1.0] * 3
     assert "On CartpoleBalance it holds: " in text(high, middle, low)

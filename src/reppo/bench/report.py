@@ -212,10 +212,12 @@ def suite_section(name: str, found: Sequence[Record], published: Published) -> S
         normaliser = suites.normalisers(common[0])[0]
         scores = {a: [there[a, task].over_the_run(normaliser) for task in common] for a in (REPPO, *parts)}
         blocks += worth(name, scores, normaliser)
-    compared = [task for task in tasks if dmc_task(task) and all((algorithm, task) in there for algorithm in ESTIMATORS)]
+    compared = [task for task in tasks if all((algorithm, task) in there for algorithm in ESTIMATORS)]
+    compared = [task for task in compared if suites.normalisers(task) == suites.normalisers(compared[0])]
     if compared:
-        scores = {a: [there[a, task].finals(REF_BEST) for task in compared] for a in ESTIMATORS}
-        blocks.append(ordering(scores, compared))
+        normaliser = suites.normalisers(compared[0])[0]
+        scores = {a: [there[a, task].finals(normaliser) for task in compared] for a in ESTIMATORS}
+        blocks.append(ordering(scores, compared, normaliser))
     blocks += task_curves(name, groups, published)
     blocks += memory(name, groups)
     blocks.append(every_run(name, found))
@@ -393,7 +395,7 @@ def profile(name: str, of: dict[str, list[Group]], normaliser: str, unequal: str
     return Figure(f"{name}-profile", title, image, caption)
 
 
-def ordering(scores: dict[str, list[Array]], tasks: Sequence[str]) -> Note:
+def ordering(scores: dict[str, list[Array]], tasks: Sequence[str], normaliser: str) -> Note:
     """Whether the estimators come out as in the paper, by their interquartile means: on each task, and over all."""
 
     def verdict(where: str, chosen: slice) -> str:
@@ -406,13 +408,13 @@ def ordering(scores: dict[str, list[Array]], tasks: Sequence[str]) -> Note:
         apart = ", ".join(f"{a} - {b} {interval(found)}" for a, b, found in pairs)
         return f"{where} it {order_verdict([found for *_, found in pairs]) if several else UNTOLD}: {here}; {apart}."
 
-    found = [verdict(f"On {dmc_task(task) or task}", slice(i, i + 1)) for i, task in enumerate(tasks)]
+    found = [verdict(f"On {task.rpartition(':')[2]}", slice(i, i + 1)) for i, task in enumerate(tasks)]
     if len(tasks) > 1:
         found.append(verdict("Over all of them", slice(None)))
     order = ", ".join(ESTIMATORS)
     return Note(
-        f"The paper's order of gradient estimators is {order}. By IQM, {REF_BEST}, with differences of neighbours and their "
-        f"bootstrap intervals: {' '.join(found)}"
+        f"The paper's order of gradient estimators is {order}. By IQM, {normaliser}, with differences of neighbours and "
+        f"their bootstrap intervals: {' '.join(found)}"
     )
 
 
