@@ -17,6 +17,7 @@ from helpers import TINY
 
 from reppo import cli
 from reppo.bench import beside, records, report
+from reppo.bench import published as facts
 from reppo.bench.figures import COLOURS as COLOURS_OF_FIGURES
 from reppo.bench.figures import CROWDED, FONTS, Bar, Line, bars, inlined, lines, multiples, styles
 from reppo.bench.page import Figure, Missing, Note, Section, Table, html, markdown
@@ -274,16 +275,16 @@ def test_the_same_results_give_the_same_bytes(results: Path, tmp_path: Path) -> 
 
 def test_published_figures_are_drawn(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(root / "results" / "published", tmp_path / "published")
-    monkeypatch.setattr(beside, "DMC23", {"CheetahRun": 933.1})  # the rest is drawn alike
+    monkeypatch.setattr(facts, "DMC23", {"CheetahRun": 933.1})  # the rest is drawn alike
     ids = {figure.id for figure in blocks(report.page(tmp_path), Figure)}
     names = ("dmc-ref-best", "dmc-1000", "reliability", "wall-clock", "ablations", "maniskill", "CheetahRun")
     assert ids == {f"published-{name}" for name in names}
-    curves = {line.name: line for line in beside.Published(tmp_path / "published").task("CheetahRun")}
+    curves = {line.name: line for line in facts.Published(tmp_path / "published").task("CheetahRun")}
     assert curves["reppo_large"].y[-1] == pytest.approx(920, abs=40)
 
 
 def test_published_ablations_say_how_many_runs_they_have(root: Path) -> None:
-    (figure,) = beside.published_ablations(beside.Published(root / "results" / "published"))
+    (figure,) = facts.published_ablations(facts.Published(root / "results" / "published"))
     assert isinstance(figure, Figure)
     assert ">no_hlgauss (16 tasks, 41 runs)<" in figure.svg
     assert "no_hlgauss 1 and 2" in figure.caption
@@ -293,9 +294,9 @@ def test_published_times_are_compared_on_the_tasks_that_all_have(root: Path, tmp
     (tmp_path / "wallclock_aggregates.csv").write_text(
         "algorithm,seconds,n_tasks,mean_norm,mean_norm_20tasks\nreppo_large,60,23,0.4,0.5\nppo_50M,60,20,0.45,0.45\n"
     )
-    drawn = {line.name: line.y.tolist() for line in beside.Published(tmp_path).wall_clock()}
+    drawn = {line.name: line.y.tolist() for line in facts.Published(tmp_path).wall_clock()}
     assert drawn == {"reppo_large": [0.5], "ppo_50M": [0.45]}  # over all 23, REPPO would be below PPO
-    (figure,) = beside.published_wall_clock(beside.Published(root / "results" / "published"))
+    (figure,) = facts.published_wall_clock(facts.Published(root / "results" / "published"))
     assert isinstance(figure, Figure)
     assert "the 20 tasks that all have" in figure.title
     assert "FastTD3 has no published times." in figure.caption
@@ -319,7 +320,7 @@ def test_a_damaged_published_table_is_named_and_left_out(
     name: str, damage: Callable[[str], str], gone: set[str], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(root / "results" / "published", tmp_path / "published")
-    monkeypatch.setattr(beside, "DMC23", {"CheetahRun": 933.1})
+    monkeypatch.setattr(facts, "DMC23", {"CheetahRun": 933.1})
     before = {figure.id for figure in blocks(report.page(tmp_path), Figure)}
     path = tmp_path / "published" / f"{name}.csv"
     path.write_text(damage(path.read_text()))
@@ -331,7 +332,7 @@ def test_a_damaged_published_table_is_named_and_left_out(
 
 
 def test_a_curve_is_drawn_beside_the_published_one_where_steps_are_comparable(root: Path) -> None:
-    published = beside.Published(root / "results" / "published")
+    published = facts.Published(root / "results" / "published")
     for steps, algorithms, expected in (
         (50_000_000, 1, True),
         (50_000_000, 3, True),
