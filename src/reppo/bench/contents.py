@@ -92,7 +92,7 @@ PAPER = (
         "reppo bench ablations",
     ),
     Shown(
-        "gradient estimators: pathwise and two score functions",
+        "gradient estimators: pathwise, score_q and score_gae",
         ("ablations",),
         ("estimators", "laptop", "balance"),
         (),
