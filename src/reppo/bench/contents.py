@@ -116,7 +116,7 @@ def contents(sections: Sequence[Section], absent: Mapping[str, Sequence[int]]) -
         gone = [id for id in shown.ids if id not in place]
         suites = [title for name in (*shown.suites, *shown.smaller) if (title := f"Suite {name}") in there]
         where = dict.fromkeys([*suites, *(place[id] for id in shown.ids if id in place)])
-        lacks = [f"{absent[name][0]} of {absent[name][1]} runs of {name}" for name in short]
+        lacks = [f"{absent[name][0]} of {absent[name][1]} runs" for name in short]
         lacks += [", ".join(gone)] * bool(gone) + ["published figures"] * (not shown.ids)
         command = shown.command if short or (gone and not shown.suites) else "-"
         rows.append([shown.what, "; ".join(where) or "-", "; ".join(lacks) or "-", command])

@@ -88,8 +88,8 @@ figcaption b { color: var(--ink); display: block; }
 .table { overflow-x: auto; margin: 1rem 0; } table { border-collapse: collapse; font-size: .85rem; }
 th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   font-variant-numeric: tabular-nums; }
-td { white-space: nowrap; } td.prose { white-space: normal; min-width: 16rem; }
-summary { cursor: pointer; font-weight: 600; } h3 { margin-bottom: .2rem; font-size: 1rem; }
+td { white-space: nowrap; } td.prose { white-space: normal; min-width: min(16rem, 45vw); }
+details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; } h3 { margin-bottom: .2rem; font-size: 1rem; }
 code { font-size: .85rem; }
 """
 
@@ -153,7 +153,7 @@ def is_command(table: Table) -> list[bool]:
     return [cell.startswith("the command") for cell in table.header]
 
 
-LONG = 48  #: characters of a cell that is wrapped; shorter ones are numbers and names
+LONG = 40  #: characters of a cell that is wrapped; shorter ones are numbers and names
 
 
 def html_table(table: Table) -> str:

@@ -262,6 +262,10 @@ def published_wall_clock(published: Published) -> Iterator[Block]:
 def published_ablations(published: Published) -> Iterator[Block]:
     """A figure for every number of samples an update, and one table."""
     rows = published.rows("dmc_ablations")
+    caption = (
+        "On DMC-23; a bar of fewer tasks is not comparable with the base, which the table has on the same tasks. full: the "
+        "KL penalty is added instead of switched; value: no KL."
+    )
     table = []
     for data in dict.fromkeys(row["data"] for row in rows):
         own = [row for row in rows if row["data"] == data]
@@ -269,12 +273,8 @@ def published_ablations(published: Published) -> Iterator[Block]:
         names = [f"{r['ablation']} ({r['n_tasks']} tasks, {r['seeds_total']} runs)" for r in own]
         values = [(name, *(float(r[n]) for n in INTERVAL)) for name, r in zip(names, own, strict=True)]
         title = f"Published: ablations, {size} samples an update"
-        caption = (
-            "On DMC-23; a bar of fewer tasks is not comparable with the base, which the table has on the same tasks. full: "
-            "the KL penalty is added instead of switched; value: no KL."
-        )
         id = "ablations" if data.startswith("large") else f"ablations-{anchor(size)}"
-        yield from published_bars(id, title, values, f"IQM, {REF_BEST}", caption)
+        yield from published_bars(id, title, values, f"IQM, {REF_BEST}", "Otherwise the same." if table else caption)
         table += [
             [
                 size, r["ablation"], interval(r, *INTERVAL), f"{float(r['base_same_tasks_iqm']):.3f}",
