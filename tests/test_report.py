@@ -733,11 +733,12 @@ def test_every_figure_of_the_paper_is_somewhere_or_missing(sections: list[Sectio
     assert "| reppo toy |" not in markdown(sections)
     assert "| `reppo toy` |" in markdown(sections)
     # Everything that the list names exists; and one complete suite lacks nothing.
-    figures = {block.id for section in report.page(root / "results") for block in section.blocks if hasattr(block, "id")}
+    committed = report.page(root / "results")
+    figures = {block.id for kind in (Figure, Table) for block in blocks(committed, kind)}
     for shown in contents.PAPER:
         assert {*shown.suites, *shown.smaller} <= SUITES.keys()
         assert {*shown.ids} <= figures
-        cli.arguments(*shown.command.split()[1:2], shown.command.split()[2:])
+        cli.arguments(shown.command.split()[1], shown.command.split()[2:])
     here = [Section("Suite dmc23", []), Section("What was published", [Table("t", [], [], id="published-dmc-table")])]
     _, found = contents.contents(here, {name: (int(name != "dmc23"), 9) for name in SUITES})
     assert isinstance(found, Table)

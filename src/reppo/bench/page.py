@@ -90,7 +90,7 @@ th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px so
   font-variant-numeric: tabular-nums; }
 td { white-space: nowrap; } td.prose { white-space: normal; min-width: min(16rem, 45vw); }
 details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; } h3 { margin-bottom: .2rem; font-size: 1rem; }
-code { font-size: .85rem; }
+code { font-size: .85rem; } td code { white-space: nowrap; }
 """
 
 

@@ -223,6 +223,7 @@ def suite_section(name: str, found: Sequence[Record], published: Published) -> S
         blocks.append(ordering(scores, compared))
     blocks += task_curves(name, groups, published)
     if common and len(algorithms) < figures.CROWDED:
+        of = {algorithm: [there[algorithm, task] for task in common] for algorithm in algorithms}
         blocks += memory_figure(name, of, suites.normalisers(common[0])[0])
     blocks += memory(name, groups)
     blocks.append(every_run(name, found))
@@ -513,7 +514,9 @@ def memory_figure(name: str, of: dict[str, list[Group]], normaliser: str) -> Ite
         replay, whole = (np.median([sum(m.get(p, 0) for p in parts) for m in held]) / 2**20 for parts in REPLAY_AND_ALL)
         bar = Bar(algorithm, float(whole), float(whole - replay), float(whole))
         found = statistics.bootstrap([group.finals(normaliser) for group in groups], statistics.iqm)
-        drawn.append((bar, Bar("", *(float(value) for value in found)), float(np.median(taken)) / 2**20))
+        drawn.append(
+            (bar, Bar("", float(found.estimate), float(found.low), float(found.high)), float(np.median(taken)) / 2**20)
+        )
     if len(drawn) > 1:
         title = f"Memory and return, {name}"
         caption = (
