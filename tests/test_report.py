@@ -16,13 +16,14 @@ import pytest
 from helpers import TINY
 
 from reppo import cli
-from reppo.bench import beside, records, report
+from reppo.bench import beside, contents, records, report
+from reppo.bench import published as facts
 from reppo.bench.figures import COLOURS as COLOURS_OF_FIGURES
-from reppo.bench.figures import CROWDED, FONTS, Bar, Line, bars, inlined, lines, multiples, styles
+from reppo.bench.figures import CROWDED, FONTS, Bar, Line, bars, inlined, lines, memory, multiples, styles
 from reppo.bench.page import Figure, Missing, Note, Section, Table, html, markdown
 from reppo.bench.records import Key, Record, Status
 from reppo.bench.statistics import PER_1000, REF_BEST
-from reppo.bench.suites import SUITES
+from reppo.bench.suites import HUMANOID, MANISKILL8, SUITES
 from reppo.errors import ConfigError
 from reppo.toy.figure import COLOURS
 
@@ -274,31 +275,122 @@ def test_the_same_results_give_the_same_bytes(results: Path, tmp_path: Path) -> 
 
 def test_published_figures_are_drawn(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(root / "results" / "published", tmp_path / "published")
-    monkeypatch.setattr(beside, "DMC23", {"CheetahRun": 933.1})  # the rest is drawn alike
+    monkeypatch.setattr(facts, "DMC23", {"CheetahRun": 933.1})  # the rest is drawn alike
     ids = {figure.id for figure in blocks(report.page(tmp_path), Figure)}
-    names = ("dmc-ref-best", "dmc-1000", "reliability", "wall-clock", "ablations", "maniskill", "CheetahRun")
+    names = ("dmc-ref-best", "dmc-1000", "reliability", "wall-clock", "ablations", "ablations-64k", "ablations-32k")
+    names += ("maniskill", "maniskill-efficiency", "CheetahRun", *HUMANOID, *MANISKILL8)
     assert ids == {f"published-{name}" for name in names}
-    curves = {line.name: line for line in beside.Published(tmp_path / "published").task("CheetahRun")}
+    curves = {line.name: line for line in facts.Published(tmp_path / "published").task("CheetahRun")}
     assert curves["reppo_large"].y[-1] == pytest.approx(920, abs=40)
 
 
 def test_published_ablations_say_how_many_runs_they_have(root: Path) -> None:
-    (figure,) = beside.published_ablations(beside.Published(root / "results" / "published"))
+    *drawn, found = facts.published_ablations(facts.Published(root / "results" / "published"))
+    assert [figure.id for figure in drawn if isinstance(figure, Figure)] == [
+        f"published-ablations{size}" for size in ("", "-64k", "-32k")
+    ]
+    for figure, label in zip(drawn, ("16 tasks, 41 runs", "22 tasks, 267 runs", "23 tasks, 254 runs"), strict=True):
+        assert isinstance(figure, Figure)
+        assert f">no_hlgauss ({label})<" in figure.svg
+        assert figure.svg.count('stroke-width: 5"') == 6
+    assert isinstance(found, Table)
+    assert len(found.rows) == 18
+    rows = {(row[0], row[1]): row[2:] for row in found.rows}
+    assert rows["128k", "no_hlgauss"] == [
+        "0.887 [0.882, 0.892]", "0.994", "0.787 [0.777, 0.798]", "0.944", "16", "41 (from 1, median 2, a task)",
+    ]  # fmt: skip
+
+
+def drawn_lines(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Line]]:
+    """What is drawn from now on, by title."""
+    drawn: dict[str, list[Line]] = {}
+
+    def lines(curves: Sequence[Line], title: str, **_: object) -> str:
+        drawn[title] = list(curves)
+        return "<svg></svg>"
+
+    monkeypatch.setattr(facts.figures, "lines", lines)
+    return drawn
+
+
+def test_published_reliability_is_drawn_from_every_step_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = drawn_lines(monkeypatch)
+    (tmp_path / "dmc_reliability.csv").write_text(
+        "algorithm,norm,ever_reached,reliable_at_end,lo,hi,never_dropped_after_first,"
+        "rel_from_10M,rel_from_20M,rel_from_30M,rel_from_40M\n"
+        "reppo_large,raw/1000,0.56,0.5,0.4,0.6,0.3,0.1,0.2,0.3,0.4\n"
+        "reppo_large,ref_best,0.9,0.8,0.7,0.85,0.6,0.15,0.25,0.35,0.45\n"
+        "sac_brax_5M,ref_best,0.7,0.6,0.5,0.65,0.55,,,,\n"
+        "another,ref_best,0.9,0.8,0.7,0.85,0.6,0.15,0.25,0.35,0.45\n"
+    )
+    figure, found = facts.published_reliability(facts.Published(tmp_path))
     assert isinstance(figure, Figure)
-    assert ">no_hlgauss (16 tasks, 41 runs)<" in figure.svg
-    assert "no_hlgauss 1 and 2" in figure.caption
+    ((line,),) = drawn.values()  # of SAC there is only the end
+    assert (line.name, line.x.tolist()) == ("reppo_large", [1e7, 2e7, 3e7, 4e7, 5e7])
+    assert line.y.tolist() == [0.15, 0.25, 0.35, 0.45, 0.8]
+    assert isinstance(found, Table)
+    assert found.rows == [
+        ["reppo_large", "ref_best", "0.800 [0.700, 0.850]", "0.60", "0.90"],
+        ["sac_brax_5M", "ref_best", "0.600 [0.500, 0.650]", "0.55", "0.70"],
+        ["reppo_large", "/1000", "0.500 [0.400, 0.600]", "0.30", "0.56"],
+    ]
+
+
+def test_published_success_is_drawn_of_every_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = drawn_lines(monkeypatch)
+    (tmp_path / "maniskill_curves.csv").write_text(
+        "task,algorithm,progress,iqm,mean,lo,hi\n"
+        + "".join(f"PokeCube-v1,reppo_aux_partial_reset(paper?),{x / 2},{x / 4},0.9,0,1\n" for x in range(3))
+        + "".join(f"PokeCube-v1,ppo_maniskill,{x / 2},{x / 8},0.9,0,1\n" for x in range(3))
+        + "".join(f"../Another-v1,ppo_maniskill,{x / 2},{x / 8},0.9,0,1\n" for x in range(3))
+    )
+    (tmp_path / "maniskill_final.csv").write_text(
+        "task,algorithm,n_seeds,success_mean\nPokeCube-v1,reppo_aux_partial_reset(paper?),13,0.7326\n"
+        "RollBall-v1,ppo_maniskill,3,0.5\nPokeCube-v1,another,3,0.5\n"
+    )
+    published = facts.Published(tmp_path)
+    note, figure = facts.published_curves(published)
+    assert isinstance(note, Note)
+    assert note.text.endswith("IQM over seeds. blue: reppo_aux_partial_reset, pink: ppo_maniskill.")
+    assert isinstance(figure, Figure)
+    assert figure.id == "published-PokeCube-v1"
+    (curves,) = drawn.values()
+    assert [(line.x.tolist(), line.y.tolist()) for line in curves] == [
+        ([0, 0.5, 1], [0, 0.25, 0.5]),
+        ([0, 0.5, 1], [0, 0.125, 0.25]),
+    ]
+    assert [colour for colour, _ in styles(curves)] == [COLOURS_OF_FIGURES[0], COLOURS_OF_FIGURES[3]]
+    (found,) = facts.published_maniskill(published)
+    assert isinstance(found, Table)
+    assert found.header == ["task", "reppo_aux_partial_reset", "ppo_maniskill"]
+    assert found.rows == [["PokeCube-v1", "0.733 (13)", "-"], ["RollBall-v1", "-", "0.500 (3)"]]
 
 
 def test_published_times_are_compared_on_the_tasks_that_all_have(root: Path, tmp_path: Path) -> None:
     (tmp_path / "wallclock_aggregates.csv").write_text(
         "algorithm,seconds,n_tasks,mean_norm,mean_norm_20tasks\nreppo_large,60,23,0.4,0.5\nppo_50M,60,20,0.45,0.45\n"
     )
-    drawn = {line.name: line.y.tolist() for line in beside.Published(tmp_path).wall_clock()}
+    drawn = {line.name: line.y.tolist() for line in facts.Published(tmp_path).wall_clock()}
     assert drawn == {"reppo_large": [0.5], "ppo_50M": [0.45]}  # over all 23, REPPO would be below PPO
-    (figure,) = beside.published_wall_clock(beside.Published(root / "results" / "published"))
+    figure, found = facts.published_wall_clock(facts.Published(root / "results" / "published"))
     assert isinstance(figure, Figure)
+    assert isinstance(found, Table)
+    rows = {row[0]: row[1:] for row in found.rows}
+    assert rows["WalkerRun"] == ["821", "821", "821", "505", "-"]  # SAC was cut at 1200
+    assert rows["HumanoidRun"] == ["1137", "1137", "1137", "-", "632"]  # PPO has no times
     assert "the 20 tasks that all have" in figure.title
     assert "FastTD3 has no published times." in figure.caption
+
+
+ABLATED = {f"published-ablations{size}" for size in ("", "-64k", "-32k")}
+TABLES = {  # of which there is no figure, or not alone
+    "dmc_final": {"published-humanoid", "published-dmc-tasks"},
+    "dmc_aggregates": {"published-dmc-table"},
+    "dmc_reliability": {"published-reliability-table"},
+    "dmc_ablations": {"published-ablations-table"},
+    "maniskill_final": {"published-maniskill-tasks"},
+    "wallclock_tasks": {"published-wall-clock-tasks"},
+}
 
 
 @pytest.mark.parametrize(
@@ -308,30 +400,33 @@ def test_published_times_are_compared_on_the_tasks_that_all_have(root: Path, tmp
         ("dmc_aggregates", lambda text: text[:-2], {"published-dmc-ref-best", "published-dmc-1000"}),
         ("dmc_reliability", lambda text: text.replace("reliable_at_end", "reliable"), {"published-reliability"}),
         ("wallclock_aggregates", lambda text: text.replace("60,", "soon,"), {"published-wall-clock"}),
-        ("dmc_ablations", lambda text: "a,b\n1,2\n", {"published-ablations"}),
-        ("dmc_ablations", lambda text: text.replace("data,", "date,", 1), {"published-ablations"}),
-        ("maniskill_aggregates", lambda text: "", {"published-maniskill"}),
+        ("dmc_reliability", lambda text: text.replace(",0.286,", ",soon,"), {"published-reliability"}),
+        ("dmc_ablations", lambda text: "a,b\n1,2\n", ABLATED),
+        ("dmc_ablations", lambda text: text.replace("data,", "date,", 1), ABLATED),
+        ("maniskill_aggregates", lambda text: "", {"published-maniskill", "published-maniskill-efficiency"}),
+        ("maniskill_curves", lambda text: text.replace("0.0526", "nan"), {f"published-{task}" for task in MANISKILL8}),
+        ("maniskill_final", lambda text: text[:-40], set()),
+        ("wallclock_tasks", lambda text: text.replace("run_end", "end"), set()),
         ("dmc_final", lambda text: text.replace("humanoid,G1", "humanoid,,,G1"), set()),
-        ("dmc_curves", lambda text: text.replace(",", ";"), {"published-CheetahRun"}),
+        ("dmc_curves", lambda text: text.replace(",", ";"), {f"published-{task}" for task in ("CheetahRun", *HUMANOID)}),
     ],
 )
 def test_a_damaged_published_table_is_named_and_left_out(
     name: str, damage: Callable[[str], str], gone: set[str], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(root / "results" / "published", tmp_path / "published")
-    monkeypatch.setattr(beside, "DMC23", {"CheetahRun": 933.1})
-    before = {figure.id for figure in blocks(report.page(tmp_path), Figure)}
+    monkeypatch.setattr(facts, "DMC23", {"CheetahRun": 933.1})
+    whole = report.page(tmp_path)
     path = tmp_path / "published" / f"{name}.csv"
     path.write_text(damage(path.read_text()))
     sections = report.page(tmp_path)
-    assert before - {figure.id for figure in blocks(sections, Figure)} == gone
+    for kind, expected in ((Figure, gone), (Table, TABLES.get(name, set()))):
+        assert {block.id for block in blocks(whole, kind)} - {block.id for block in blocks(sections, kind)} == expected
     assert f"published/{name}.csv is damaged or of another program; left out." in markdown(sections)
-    ids = {"dmc_final": "published-humanoid", "dmc_aggregates": "published-dmc-table"}
-    assert ids.get(name) not in {entry.id for entry in blocks(sections, Table)}
 
 
 def test_a_curve_is_drawn_beside_the_published_one_where_steps_are_comparable(root: Path) -> None:
-    published = beside.Published(root / "results" / "published")
+    published = facts.Published(root / "results" / "published")
     for steps, algorithms, expected in (
         (50_000_000, 1, True),
         (50_000_000, 3, True),
@@ -357,6 +452,10 @@ def test_the_toy_is_drawn_or_said_to_be_damaged(root: Path, tmp_path: Path) -> N
     paths, variance, bias = blocks([section], Figure)
     assert [paths.id, variance.id, bias.id] == ["toy-paths", "toy-variance", "toy-bias"]
     assert all("pathwise, weak surrogate" in figure.svg for figure in (paths, variance, bias))
+    assert all("PPO's clipped ratio, reused samples" in figure.svg for figure in (paths, variance, bias))
+    for figure in (variance, bias):  # ticks at the numbers of samples, and nowhere else
+        ticks = re.findall(r"text-anchor: middle[^>]*>([^<]*)<", figure.svg)
+        assert ticks[:4] == ["2", "16", "128", "samples"]
     assert "12 paths" in paths.caption
     assert "every tenth step" in paths.caption
     for colour in COLOURS.values():  # of lines, and not of the points where they end
@@ -450,7 +549,9 @@ def test_an_algorithm_has_its_colour_in_every_figure() -> None:
     # Others have what is left; so has the second of two that share a colour.
     assert colours("mine", "reppo", "ppo") == [1, 0, 3]
     assert colours("ppo", "sb3-ppo") == [3, 0]
-    assert colours("reppo_large", "ppo", published=True) == [0, 1]  # dashed, in their own order
+    # So has what was published, which is dashed, and none moves where one is absent.
+    assert colours("reppo_large", "ppo_50M", "fasttd3_A", published=True) == [0, 3, 5]
+    assert colours("reppo_large", "fasttd3_A", "mine", published=True) == [0, 5, 1]
     assert len(set(colours(*"abcdefg"))) == 7
 
 
@@ -587,6 +688,69 @@ def test_memory_is_what_runs_say_of_themselves(sections: list[Section]) -> None:
     assert table(sections, "estimators-memory").rows == [[env, "reppo", "1", "3.0", "0.5", "0.0", "1,024"] for env in TASKS]
     missing = next(entry for entry in blocks(sections, Missing) if entry.what.startswith("memory"))
     assert missing.command == "reppo bench laptop"
+
+
+def test_memory_is_drawn_beside_what_was_learned_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[Bar, Bar, float]] = []
+    monkeypatch.setattr(report.figures, "memory", lambda values, *_, **__: drawn.extend(values) or "<svg></svg>")
+
+    def group(algorithm: str, replay: int | None, together: int = 1) -> report.Group:
+        parts = None if replay is None else {"parameters": 2**20, "batch": 2**19, "replay": replay * 2**20}
+        runs = []
+        for seed, (peak, last) in enumerate(((600, 100), (700, 200), (900, 300))):
+            key, curve = Key("s", algorithm, TASKS[0], seed), np.array([[0, 0, 0, 0, 1], [8, 9, last, 0, 1.0]])
+            run = Record(key, "complete", "", DESCRIPTION, 1, together, peak * 2**20, curve, computed_memory_bytes=parts)
+            runs.append(run)
+        return report.Group(algorithm, TASKS[0], runs)
+
+    of = {"reppo": [group("reppo", 0)], "sac": [group("sac", 30)], "old": [group("old", None)]}
+    of["shared"] = [group("shared", 0, together=3)]
+    (figure,) = report.memory_figure("s", of, PER_1000)
+    assert isinstance(figure, Figure)
+    assert figure.id == "s-memory-return"
+    assert [held for held, *_ in drawn] == [Bar("reppo", 1.5, 1.5, 1.5), Bar("sac", 31.5, 1.5, 31.5)]
+    assert [taken for *_, taken in drawn] == [700, 700]
+    # Three runs in rliable's IQM: floor(3 / 4) are left out at either end.
+    assert [learned.value for _, learned, _ in drawn] == [pytest.approx(0.2)] * 2
+    assert not list(report.memory_figure("s", {"reppo": of["reppo"], "shared": of["shared"]}, PER_1000))
+
+
+def test_a_bar_of_memory_is_its_replay_memory() -> None:
+    image = memory([(Bar("sac", 30, 1, 30), Bar("", 0.5, 0.4, 0.6), 700)], "Memory", y="IQM")
+    assert image.count('stroke-width: 5"') == 2
+    assert [image.count(f">{text}<") for text in ("sac", "memory, MiB", "IQM", "100")] == [1, 1, 1, 1]
+    ElementTree.fromstring(image)
+
+
+def test_every_figure_of_the_paper_is_somewhere_or_missing(sections: list[Section], root: Path) -> None:
+    rows = {row[0]: row[1:] for row in table(sections, "paper").rows}
+    toy = rows["paths of gradient estimates on a 2-D surface; their variance and bias"]
+    assert toy == ["-", "toy-paths, toy-variance, toy-bias", "reppo toy"]
+    estimators = "gradient estimators: pathwise, score_q and score_gae"
+    assert rows[estimators] == [
+        "Suite estimators",
+        "3680 of 3680 runs; published figures",
+        "reppo bench ablations",
+    ]
+    assert "| reppo toy |" not in markdown(sections)
+    assert "| `reppo toy` |" in markdown(sections)
+    # Everything that the list names exists; and one complete suite lacks nothing.
+    committed = report.page(root / "results")
+    figures = {block.id for kind in (Figure, Table) for block in blocks(committed, kind)}
+    for shown in contents.PAPER:
+        assert {*shown.suites, *shown.smaller} <= SUITES.keys()
+        assert {*shown.ids} <= figures
+        cli.arguments(shown.command.split()[1], shown.command.split()[2:])
+    here = [Section("Suite dmc23", []), Section("What was published", [Table("t", [], [], id="published-dmc-table")])]
+    _, found = contents.contents(here, {name: (int(name != "dmc23"), 9) for name in SUITES})
+    assert isinstance(found, Table)
+    assert found.rows[2] == ["final returns on them", "Suite dmc23; What was published", "-", "-"]
+    assert found.rows[5][2:] == ["published-wall-clock, published-wall-clock-tasks", "-"]
+    assert found.rows[8][1:] == [
+        "-",
+        "1 of 9 runs; published-maniskill-efficiency, published-maniskill, published-maniskill-tasks, published-PokeCube-v1",
+        "reppo bench maniskill8",
+    ]
 
 
 def test_the_committed_report_is_that_of_the_committed_results(root: Path) -> None:

@@ -23,17 +23,17 @@ Array = NDArray[np.float64]
 INK = "#010203"  #: stands for the page's own colour until it is written
 COLOURS = (*SEED_COLOURS, INK)
 COLOUR_NAMES = ("blue", "red", "green", "pink", "orange", "light blue")
-#: Colours of algorithms, the same in every figure; those that share one are in different suites.
+#: Colours of algorithms, the same in every figure; those that share one are in different suites, or one is published.
 OWN = {
     name: COLOURS[i]
     for i, names in enumerate(
         (
-            ("reppo",),
-            ("reppo-score_q", "reppo-medium", "sbx-ppo"),
-            ("reppo-score_gae", "reppo-small", "sbx-sac"),
-            ("ppo", "sb3-ppo"),
-            ("sac", "sb3-sac"),
-            ("fasttd3",),
+            ("reppo", "reppo_large", "reppo_aux_partial_reset"),
+            ("reppo-score_q", "reppo-medium", "reppo_medium", "reppo_noaux_partial_reset", "sbx-ppo"),
+            ("reppo-score_gae", "reppo-small", "reppo_small", "reppo_aux_no_partial_reset", "sbx-sac"),
+            ("ppo", "sb3-ppo", "ppo_50M", "ppo_maniskill"),
+            ("sac", "sb3-sac", "sac_brax_5M", "reppo_noaux_no_partial_reset"),
+            ("fasttd3", "fasttd3_A", "ppo_maniskill_50M"),
             ("reppo-averaged",),
         )
     )
@@ -143,12 +143,17 @@ def styles(lines: Sequence[Line | Bar]) -> list[tuple[str, object]]:
     for i, line in enumerate(lines):
         dash = DASHES[1 if line.published else 0]
         taken = {colour for colour, other in found if other == dash}
-        kept = {OWN[other.name] for other in lines[i:] if other.name in OWN and not line.published}
+        kept = {OWN[other.name] for other in lines[i:] if other.name in OWN and other.published == line.published}
         free = [colour for colour in COLOURS if colour not in taken | kept]
-        own = "" if line.published else OWN.get(line.name, "")
+        own = OWN.get(line.name, "")
         chosen = own if own and own not in taken else [*free, COLOURS[i % len(COLOURS)]][0]
         found.append((isinstance(line, Line) and line.style) or (chosen, dash))
     return found
+
+
+def colour_name(algorithm: str) -> str:
+    """In words, of one of `OWN`."""
+    return COLOUR_NAMES[COLOURS.index(OWN[algorithm])]
 
 
 def lines(
@@ -162,7 +167,8 @@ def lines(
     y_range: tuple[float, float] | None = None,
     log: bool = False,
 ) -> str:
-    """Curves with shaded intervals; ``log``: both axes are logarithmic. See `multiples` for `CROWDED` ones."""
+    """Curves with shaded intervals; ``log``: both axes are logarithmic, with ticks where the curves have points. See
+    `multiples` for `CROWDED` ones."""
 
     def draw(axes: Axes) -> None:
         for curve, (colour, dash) in zip(curves, styles(curves), strict=True):
@@ -176,6 +182,8 @@ def lines(
         if log:
             axes.set_xscale("log")
             axes.set_yscale("log")
+            axes.set_xticks(np.unique(np.concatenate([curve.x for curve in curves])), minor=False)
+            axes.set_xticks([], minor=True)
         axes.xaxis.set_major_formatter(lambda value, _: short(value))
         axes.yaxis.set_major_formatter(lambda value, _: short(value))
         axes.grid()
@@ -222,14 +230,42 @@ def bars(values: Sequence[Bar], title: str, *, x: str, reference: float | None =
 
     def draw(axes: Axes) -> None:
         for i, bar in enumerate(values):
-            colour = COLOURS[1 if bar.published else 0]
-            axes.plot([bar.low, bar.high], [i, i], color=colour, linewidth=5, alpha=0.35, solid_capstyle="butt")
-            axes.plot([bar.value], [i], color=colour, marker="|", markersize=11, markeredgewidth=2)
+            draw_bar(axes, i, bar)
         if reference is not None:
             axes.axvline(reference, color=INK, linewidth=0.8, linestyle=DASHES[1])
-        axes.set_yticks(range(len(values)), [bar.name for bar in values])
-        axes.set_ylim(len(values) - 0.5, -0.5)  # downwards, with room for whole bars at both ends
-        axes.set_xlabel(x)
-        axes.grid(axis="x")
+        label_bars(axes, [bar.name for bar in values], x)
 
     return svg(draw, title, (5.2, 0.9 + 0.24 * len(values)))
+
+
+def memory(values: Sequence[tuple[Bar, Bar, float]], title: str, *, y: str) -> str:
+    """A row for each algorithm: what it holds, a bar from its networks and batch to the whole, and hollow what its process
+    takes, all in MiB; and beside that what it has learned."""
+
+    def draw(axes: Axes) -> None:
+        figure: Any = axes.figure
+        axes.remove()
+        left, right = figure.subplots(1, 2, sharey=True)
+        for i, (held, learned, taken) in enumerate(values):
+            draw_bar(left, i, held)
+            left.plot([taken], [i], "o", markersize=6, color=COLOURS[0], markerfacecolor="none")
+            draw_bar(right, i, learned)
+        left.set_xscale("log")
+        left.xaxis.set_major_formatter(lambda value, _: short(value))
+        label_bars(left, [held.name for held, *_ in values], "memory, MiB")
+        label_bars(right, [held.name for held, *_ in values], y)
+
+    return svg(draw, title, (5.2, 0.9 + 0.24 * len(values)))
+
+
+def draw_bar(axes: Axes, place: int, bar: Bar) -> None:
+    colour = COLOURS[1 if bar.published else 0]
+    axes.plot([bar.low, bar.high], [place, place], color=colour, linewidth=5, alpha=0.35, solid_capstyle="butt")
+    axes.plot([bar.value], [place], color=colour, marker="|", markersize=11, markeredgewidth=2)
+
+
+def label_bars(axes: Axes, names: Sequence[str], x: str) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)  # downwards, with room for whole bars at both ends
+    axes.set_xlabel(x)
+    axes.grid(axis="x")

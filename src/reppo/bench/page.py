@@ -88,9 +88,9 @@ figcaption b { color: var(--ink); display: block; }
 .table { overflow-x: auto; margin: 1rem 0; } table { border-collapse: collapse; font-size: .85rem; }
 th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   font-variant-numeric: tabular-nums; }
-td { white-space: nowrap; } td.prose { white-space: normal; min-width: 16rem; }
-summary { cursor: pointer; font-weight: 600; } h3 { margin-bottom: .2rem; font-size: 1rem; }
-code { font-size: .85rem; }
+td { white-space: nowrap; } td.prose { white-space: normal; min-width: min(16rem, 45vw); }
+details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; } h3 { margin-bottom: .2rem; font-size: 1rem; }
+code { font-size: .85rem; } td code { white-space: nowrap; }
 """
 
 
@@ -148,15 +148,19 @@ def html_figure(figure: Figure) -> str:
     return f'<figure id="{figure.id}">\n{figure.svg}\n{caption}</figure>\n'
 
 
-LONG = 48  #: characters of a cell that is wrapped; shorter ones are numbers and names
+def is_command(table: Table) -> list[bool]:
+    """Which of its columns are of commands."""
+    return [cell.startswith("the command") for cell in table.header]
+
+
+LONG = 40  #: characters of a cell that is wrapped; shorter ones are numbers and names
 
 
 def html_table(table: Table) -> str:
     head = "".join(f"<th>{escaped(cell)}</th>" for cell in table.header)
-    is_command = [cell.startswith("the command") for cell in table.header]
     rows = ""
     for row in table.rows:
-        pairs = zip(map(escaped, row), is_command, strict=True)
+        pairs = zip(map(escaped, row), is_command(table), strict=True)
         cells = (f"<code>{cell}</code>" if command and cell != "-" else cell for cell, command in pairs)
         rows += "<tr>" + "".join(f"<td{' class=prose' * (len(cell) > LONG)}>{cell}</td>" for cell in cells) + "</tr>\n"
     name = f' id="{table.id}"' if table.id else ""
@@ -186,13 +190,17 @@ def markdown(sections: Sequence[Section]) -> str:
             elif isinstance(block, Note):
                 parts.append(block.text + "\n")
         if gone:
-            rows = [[m.what, m.why, f"`{m.command}`" if m.command else "-"] for m in gone]
+            rows = [[m.what, m.why, m.command or "-"] for m in gone]
             parts.append(markdown_table(Table("", ["what", "why", "the command that would make it"], rows)))
     return "\n".join(parts)
 
 
 def markdown_table(table: Table) -> str:
-    lines = [table.header, ["---"] * len(table.header), *table.rows]
+    rows = [
+        [f"`{cell}`" if command and cell != "-" else cell for command, cell in zip(is_command(table), row, strict=True)]
+        for row in table.rows
+    ]
+    lines = [table.header, ["---"] * len(table.header), *rows]
     text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     title = f"**{table.title}.** {table.caption}".rstrip() + "\n\n" if table.title else ""
     return f"{title}{text}\n"

@@ -20,10 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reppo.bench import figures, records, statistics, suites
-from reppo.bench.beside import GRID, MEDIAN, TAU, Published, in_equal_time, one_preset, published_sections, toy
+from reppo.bench.beside import GRID, in_equal_time, one_preset, toy
+from reppo.bench.contents import contents
 from reppo.bench.figures import Bar, Line
 from reppo.bench.page import Block, Figure, Missing, Note, Section, Table, html, markdown
-from reppo.bench.records import SUCCESS, Record
+from reppo.bench.published import MEDIAN, STEPS, TAU, Published, published_sections
+from reppo.bench.records import SUCCESS, Key, Record
 from reppo.bench.runner import unsuited
 from reppo.bench.statistics import PER_1000, REF_BEST, Interval
 from reppo.bench.suites import ABLATIONS, DMC23, ESTIMATORS, HUMANOID, NO_HL_GAUSS, NO_KL, REPPO, SUITES, dmc_task
@@ -32,7 +34,6 @@ from reppo.files import replacing
 
 Array = NDArray[np.float64]
 
-PUBLISHED_STEPS = 50_000_000
 COMPARABLE = 0.1  #: share of the published steps from which on our curve is drawn beside the published one
 
 #: Results of other commands: what they are, their file, the command.
@@ -45,6 +46,7 @@ OTHERS = (
 TITLE = "REPPO: results"  #: near the beginning of every page, by which one is known
 
 MEMORY_PARTS = ("parameters", "batch", "replay")  #: of ``computed_memory_bytes``
+REPLAY_AND_ALL = (MEMORY_PARTS[2:], MEMORY_PARTS)
 
 
 def write(results: Path, out: Path | None = None) -> list[Path]:
@@ -95,8 +97,11 @@ def page(results: Path) -> list[Section]:
         *toy(results),
         *one_preset(results),
         *in_equal_time(results),
-        missing(results, found.records, published),
     ]
+    lacks = lacking(found.records)
+    totals = {name: tuple(map(sum, zip(*of.values(), strict=True))) for name, of in lacks.items()}
+    sections.append(Section("The paper's figures and tables", list(contents(sections, totals))))
+    sections.append(missing(results, found.records, published, lacks))
     return [section for section in sections if section.blocks]
 
 
@@ -219,6 +224,9 @@ def suite_section(name: str, found: Sequence[Record], published: Published) -> S
         scores = {a: [there[a, task].finals(normaliser) for task in compared] for a in ESTIMATORS}
         blocks.append(ordering(scores, compared, normaliser))
     blocks += task_curves(name, groups, published)
+    if common and len(algorithms) < figures.CROWDED:
+        of = {algorithm: [there[algorithm, task] for task in common] for algorithm in algorithms}
+        blocks += memory_figure(name, of, suites.normalisers(common[0])[0])
     blocks += memory(name, groups)
     blocks.append(every_run(name, found))
     return Section(f"Suite {name}", blocks)
@@ -345,9 +353,10 @@ def wall_clock(name: str, of: dict[str, list[Group]], normaliser: str) -> Figure
         drawn.append(Line(algorithm, seconds, *statistics.sample_efficiency(c, resamples=500)))
     title = f"Wall-clock, {name}"
     caption = (
-        "Seconds since the process began, compilation included, from a cache where there was one; where seeds shared a "
-        "process, of all of them together. A curve begins where every run has been evaluated. Seconds depend on what else "
-        "the machine does, which docs/results.md tells."
+        "Seconds since the process began, compilation included; where seeds shared a process, of all of them together. Runs "
+        "that found their programs in the compilation cache, commonly all but the first of a kind, needed less of it; the "
+        "results do not say which did, and nothing is taken off. A curve begins where every run has been evaluated. Seconds "
+        "depend on what else the machine does, which docs/results.md tells."
     )
     caption += unlike_hardware([run for groups in of.values() for group in groups for run in group.runs])
     image = figures.lines(drawn, title, x="seconds", y=f"IQM, {normaliser}")
@@ -485,7 +494,7 @@ def task_curves(name: str, groups: Sequence[Group], published: Published) -> Ite
         crowded = len(drawn) >= figures.CROWDED
         caption = f"Mean {measure(shown)} over seeds." + crowded * f" Dashed: {drawn[0].name}."
         if task is not None:
-            if max(line.x[-1] for line in drawn) >= COMPARABLE * PUBLISHED_STEPS:
+            if max(line.x[-1] for line in drawn) >= COMPARABLE * STEPS:
                 drawn += published.task(task)
                 caption += " In the last panels: published IQM." if crowded else " Dashed: published IQM."
             elif published.there:
@@ -493,6 +502,31 @@ def task_curves(name: str, groups: Sequence[Group], published: Published) -> Ite
         title = f"{env.partition(':')[2]}, {name}"
         image = (figures.multiples if crowded else figures.lines)(drawn, title, x="environment steps", y=measure(shown))
         yield Figure(f"{name}-{env.replace(':', '-')}", title, image, caption)
+
+
+def memory_figure(name: str, of: dict[str, list[Group]], normaliser: str) -> Iterator[Block]:
+    """Memory beside what was learned with it, of algorithms that have processes with one run in them."""
+    drawn = []
+    for algorithm, groups in of.items():
+        runs = [run for group in groups for run in group.runs if run.seeds_together == 1]
+        held = [run.computed_memory_bytes for run in runs if run.computed_memory_bytes]
+        taken = [run.peak_memory_bytes for run in runs if run.peak_memory_bytes is not None]
+        if not held or not taken:
+            continue
+        replay, whole = (np.median([sum(m.get(p, 0) for p in parts) for m in held]) / 2**20 for parts in REPLAY_AND_ALL)
+        bar = Bar(algorithm, float(whole), float(whole - replay), float(whole))
+        found = statistics.bootstrap([group.finals(normaliser) for group in groups], statistics.iqm)
+        drawn.append(
+            (bar, Bar("", float(found.estimate), float(found.low), float(found.high)), float(np.median(taken)) / 2**20)
+        )
+    if len(drawn) > 1:
+        title = f"Memory and return, {name}"
+        caption = (
+            "Left, on a logarithmic axis: mark, what an algorithm holds, computed, of which the bar is the replay memory; "
+            "circle, the most that its process took, which on a CPU is mostly the program and its compiler; medians over "
+            f"runs. Right: IQM of the final {worded(normaliser)}."
+        )
+        yield Figure(f"{name}-memory-return", title, figures.memory(drawn, title, y=f"IQM, {normaliser}"), caption)
 
 
 def memory(name: str, groups: Sequence[Group]) -> Iterator[Block]:
@@ -550,21 +584,33 @@ def every_run(name: str, found: Sequence[Record]) -> Table:
 # ------------------------------------------------------------------------------------------------ missing
 
 
-def missing(results: Path, found: Sequence[Record], published: Published) -> Section:
+Lacks = dict[str, dict[str, tuple[int, int]]]  #: of a suite's algorithm: the runs that it lacks, and has when complete
+
+
+def lacking(found: Sequence[Record]) -> Lacks:
+    there = {r.key for r in found if r.status != "failed"}
+
+    def count(name: str, algorithm: str) -> tuple[int, int]:
+        tasks = [env for env in SUITES[name].tasks if not unsuited(algorithm, env)]
+        asked = {Key(name, algorithm, env, seed) for env in tasks for seed in SUITES[name].seeds}
+        return len(asked - there), len(asked)
+
+    return {name: {algorithm: count(name, algorithm) for algorithm in suite.algorithms} for name, suite in SUITES.items()}
+
+
+def missing(results: Path, found: Sequence[Record], published: Published, lacks: Lacks) -> Section:
     """Parts of the paper and of the suites that there are no results of, with the command that would make them."""
     blocks: list[Block] = []
     for name, suite in SUITES.items():
-        there = {r.key[1:] for r in found if r.key.suite == name and r.status != "failed"}
         for algorithm in suite.algorithms:
             refused = [problem for env in suite.tasks if (problem := unsuited(algorithm, env))]
             if refused:
                 reason = f"cannot be run on {len(refused)} of {len(suite.tasks)} tasks: {refused[0]}"
                 blocks.append(Missing(f"{name}: {algorithm}", reason, ""))
-            asked = [(algorithm, env, s) for env in suite.tasks if not unsuited(algorithm, env) for s in suite.seeds]
-            absent = len(asked) - len(there & set(asked))
+            absent, asked = lacks[name][algorithm]
             if absent:
                 command = f"reppo bench {name} --algorithms {algorithm}"
-                blocks.append(Missing(f"{name}: {algorithm}", f"{absent} of {len(asked)} runs", command))
+                blocks.append(Missing(f"{name}: {algorithm}", f"{absent} of {asked} runs", command))
     if not published.there:
         blocks.append(Missing("published figures", "there is no results/published", "git checkout results/published"))
     for what, name, command in OTHERS:

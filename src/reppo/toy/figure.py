@@ -23,7 +23,7 @@ from reppo.toy.experiment import HIGH, LOW, NAMES, START, Function, Outcome, Set
 
 TITLES = {
     "score": "score function",
-    "reused": "score function, reused samples",
+    "reused": "PPO's clipped ratio, reused samples",
     "pathwise": "pathwise, true function",
     "strong": "pathwise, strong surrogate",
     "weak": "pathwise, weak surrogate",
