@@ -135,12 +135,12 @@ def test_a_plan_of_nothing_done(tmp_path: Path) -> None:
     suite = SUITES["estimators"]
     plan = make_plan("estimators", suite, tmp_path)
     assert [(job.algorithm, job.env, job.seeds) for job in plan.jobs] == [
-        (name, env, tuple(range(10))) for env in suite.tasks for name in ESTIMATORS
+        (name, env, tuple(range(10, 20))) for env in suite.tasks for name in ESTIMATORS
     ]
     few = make_plan("estimators", suite, tmp_path, tasks=["CartpoleSwingup"], algorithms=["reppo"], seeds=3, together=2)
     assert [job.name for job in few.jobs] == [
-        "estimators/reppo/playground-CartpoleSwingup-seeds0-1",
-        "estimators/reppo/playground-CartpoleSwingup-seed2",
+        "estimators/reppo/playground-CartpoleSwingup-seeds10-11",
+        "estimators/reppo/playground-CartpoleSwingup-seed12",
     ]
     both = make_plan(
         "dmc23", SUITES["dmc23"], tmp_path, tasks=["CheetahRun"], algorithms=["reppo", "ppo"], seeds=2, together=2
