@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reppo.bench import beside, records, suites
 from reppo.bench.page import Figure, Table
@@ -513,33 +512,56 @@ seed of REPPO is above 990 after half of the steps ([decision
 """
 
 
-def parts() -> str:
-    """Every part taken out in turn: returns over the run and at its end."""
-    found = [record for record in records.read_all(RESULTS).records if record.key.suite == "parts"]
+def over_the_run(suite: str) -> str:
+    """A suite's algorithms beside REPPO, on each task: returns over the run and at its end."""
+    chosen, rows = suites.SUITES[suite], []
+    found = [record for record in records.read_all(RESULTS).records if record.key.suite == suite]
+    for env in chosen.tasks:
+        runs = {name: [record for record in found if record.key[1:3] == (name, env)] for name in chosen.algorithms}
+        # A seed's mean over its evaluations, that of the untrained policy left out.
+        means = {name: np.array([record.returns[1:].mean() for record in own]) for name, own in runs.items()}
+        for name, own in runs.items():
+            finals = [record.returns[-1] for record in own]
+            mean = bootstrap([means[name]], averages)
+            better = probability_of_improvement([means[name]], [means[suites.REPPO]])
+            rows.append(
+                [
+                    *([f"`{env}`" if name == suites.REPPO else ""] if len(chosen.tasks) > 1 else []),
+                    f"`{name}`",
+                    *([] if len(chosen.tasks) > 1 else [suites.ALGORITHMS[name].about.replace("|", "\\|")]),
+                    f"{mean.estimate:.0f} ({mean.low:.0f} to {mean.high:.0f})",
+                    "" if name == suites.REPPO else f"{better.estimate:.2f} ({better.low:.2f} to {better.high:.2f})",
+                    f"{statistics.mean(finals):.0f}",
+                    f"{statistics.median(finals):.0f}",
+                    f"{min(finals):.0f}",
+                ]
+            )
+    what = ["task", "algorithm"] if len(chosen.tasks) > 1 else ["algorithm", "what differs"]
+    return table([*what, "over the run", "beats `reppo`", "at the end, mean", "median", "least"], rows)
 
-    def over_the_run(algorithm: str) -> NDArray[np.float64]:
-        """A seed's mean over its evaluations, that of the untrained policy left out."""
-        return np.array([record.returns[1:].mean() for record in found if record.key.algorithm == algorithm])
 
-    rows = []
-    for name in suites.SUITES["parts"].algorithms:
-        finals = [record.returns[-1] for record in found if record.key.algorithm == name]
-        runs = over_the_run(name)
-        mean = bootstrap([runs], averages)
-        better = probability_of_improvement([runs], [over_the_run(suites.REPPO)])
-        rows.append(
-            [
-                f"`{name}`",
-                suites.ALGORITHMS[name].about.replace("|", "\\|"),
-                f"{mean.estimate:.0f} ({mean.low:.0f} to {mean.high:.0f})",
-                "" if name == suites.REPPO else f"{better.estimate:.2f} ({better.low:.2f} to {better.high:.2f})",
-                f"{statistics.mean(finals):.0f}",
-                f"{statistics.median(finals):.0f}",
-                f"{min(finals):.0f}",
-            ]
-        )
-    header = ["algorithm", "what differs", "over the run", "beats `reppo`", "at the end, mean", "median", "least"]
-    return table(header, rows)
+OVER_THE_RUN = (
+    '"Over the run" is the mean over the ten evaluations and the seeds, which says how fast it learned. "Beats `reppo`" is '
+    "the chance that a seed has a greater mean over its run than a seed of `reppo`. Brackets are bootstrap intervals of 95 % "
+    "over the seeds."
+)
+
+
+def estimators_section() -> str:
+    return f"""\
+## The suites `estimators` and `locomotion`
+
+    reppo bench estimators
+    reppo bench locomotion
+
+The paper's gradient estimators with the `cpu` preset, 401,408 steps, the seeds of an algorithm in one process: on two tasks
+of one action with seeds 10 to 19, and on two of six actions with seeds 10 to 14, which EnvPool simulates. No average of
+weights (`--actor-average 0`). {OVER_THE_RUN} On one Intel Xeon core, with tests on the other.
+
+{over_the_run("estimators")}
+{over_the_run("locomotion")}
+TODO
+"""
 
 
 def parts_section() -> str:
@@ -549,11 +571,9 @@ def parts_section() -> str:
     reppo bench parts --at-once 2
 
 Every part of REPPO taken out in turn: CartpoleSwingup with the `cpu` preset before it had more epochs, 401,408 steps, seeds
-0 to 9 of an algorithm in one process. "Over the run" is the mean over the ten evaluations and the ten seeds, which says how
-fast it learned. "Beats `reppo`" is the chance that a seed has a greater mean over its run than a seed of `reppo`. Brackets
-are bootstrap intervals of 95 % over the seeds. No average of weights (`--actor-average 0`), revision c96931a.
+0 to 9 of an algorithm in one process. {OVER_THE_RUN} No average of weights (`--actor-average 0`), revision c96931a.
 
-{parts()}
+{over_the_run("parts")}
 On this small task, with one action and a reward between 0 and 1, most parts make no difference that ten seeds can tell.
 Two do. A quarter of the data per update is worse. Squared error learns faster than HL-Gauss, and each of its seeds is
 above 790 at the end; in the paper HL-Gauss matters most of the parts other than the KL constraint, on harder tasks and

@@ -756,6 +756,24 @@ def test_an_environment_that_exits_ends_its_run_as_any_exception_does(
         reppo.train(Scripted, config, out=tmp_path / "run")
 
 
+def test_where_nothing_has_been_learned_yet_nothing_is_said_to_be_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Loosens(Listener):
+        """Once the untrained policy has been evaluated."""
+
+        def write(self, event: Any) -> None:
+            if event.kind == "evaluations":
+                monkeypatch.setattr(Scripted, "breaks", {(1, 1): "raises"})
+
+    config = dataclasses.replace(CONFIG, num_evals=1)
+    with pytest.raises(SimulatorError, match="the motor fell off") as error:
+        reppo.train(Scripted, config, out=tmp_path / "run", sinks=[Loosens()])
+    assert "saved" not in str(error.value)
+    monkeypatch.undo()
+    assert reppo.resume(tmp_path / "run", env=Scripted).finished  # from the beginning
+
+
 def test_a_run_that_an_environment_ends_can_be_resumed(resumed: Resumed) -> None:
     assert re.search(
         r"environment \d at step .*the cable is loose.*; saved at \d+ steps, `reppo resume .*` goes on", resumed.error
