@@ -540,11 +540,9 @@ def over_the_run(suite: str) -> str:
     return table([*what, "over the run", "beats `reppo`", "at the end, mean", "median", "least"], rows)
 
 
-OVER_THE_RUN = (
-    '"Over the run" is the mean over the ten evaluations and the seeds, which says how fast it learned. "Beats `reppo`" is '
-    "the chance that a seed has a greater mean over its run than a seed of `reppo`. Brackets are bootstrap intervals of 95 % "
-    "over the seeds."
-)
+OVER_THE_RUN = """"Over the run" is the mean over the ten evaluations and the seeds, which says how fast it learned.
+"Beats `reppo`" is the chance that a seed has a greater mean over its run than a seed of `reppo`. Brackets are bootstrap
+intervals of 95 % over the seeds."""
 
 
 def estimators_section() -> str:

@@ -19,6 +19,7 @@ import reppo
 from reppo import baselines, cli, normalizer
 from reppo.baselines import fasttd3, replay
 from reppo.baselines.fasttd3 import FastTD3Config, TrainState
+from reppo.config import Config
 from reppo.envs.autoreset import AutoReset
 from reppo.envs.base import Env
 from reppo.envs.probes import ActionReward, ConstantReward, Terminating, Truncating
@@ -256,3 +257,10 @@ def test_every_preset_is_sound() -> None:
 def test_values_that_cannot_be_trained_with_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         dataclasses.replace(FastTD3Config(), **change).validate()
+
+
+def test_the_options_that_it_shares_with_reppo_have_the_same_types() -> None:
+    ours, its = ({option.name: option.hint for option in options_of(cls)} for cls in (Config, FastTD3Config))
+    shared = ours.keys() & its.keys()
+    assert {"total_steps", "num_envs", "episode_length", "cut_probability", "action_low", "num_evals", "precision"} <= shared
+    assert {name: ours[name] for name in shared} == {name: its[name] for name in shared}
