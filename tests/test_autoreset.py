@@ -25,7 +25,7 @@ from reppo.types import TimeStep
 
 N, T, LIMIT = 3, 10, 4
 
-GO, TERMINATE, OBS_NAN, REWARD_INF, STATE_NAN, OBS_HUGE = range(6)  #: what an action makes of its step
+GO, TERMINATE, OBS_NAN, REWARD_INF, STATE_NAN, OBS_HUGE, END_NAN, END_IN_NAN = range(8)  #: what an action makes of its step
 
 
 class Counting(Env):
@@ -47,9 +47,12 @@ class Counting(Env):
         event = jnp.round(action[0]).astype(jnp.int32)
         steps = state["steps"] + 1
         reward = jnp.where(event == REWARD_INF, jnp.inf, 100 * state["start"] + steps)
-        seen = jnp.where(event == OBS_NAN, jnp.nan, jnp.where(event == OBS_HUGE, 2 * LARGEST, steps))
+        seen = jnp.where(
+            (event == OBS_NAN) | (event == END_IN_NAN), jnp.nan, jnp.where(event == OBS_HUGE, 2 * LARGEST, steps)
+        )
+        terminated = jnp.where(event == END_NAN, jnp.nan, (event == TERMINATE) | (event == END_IN_NAN))
         after = {**state, "steps": jnp.where(event == STATE_NAN, jnp.nan, steps)}
-        return after, Transition({"where": jnp.stack([state["start"], seen])}, reward, event == TERMINATE)
+        return after, Transition({"where": jnp.stack([state["start"], seen])}, reward, terminated)
 
     def reseed(self, state: Any, key: jax.Array) -> Any:
         return {**state, "luck": jax.random.uniform(key, minval=1.0, maxval=2.0)}
@@ -129,7 +132,7 @@ def test_an_episode_has_exactly_as_many_steps_as_its_limit(limit: int) -> None:
         assert row.truncated.any() == row.truncated.all()
 
 
-@pytest.mark.parametrize("event", [OBS_NAN, REWARD_INF, STATE_NAN, OBS_HUGE])
+@pytest.mark.parametrize("event", [OBS_NAN, REWARD_INF, STATE_NAN, OBS_HUGE, END_NAN, END_IN_NAN])
 def test_numbers_that_are_not_finite_are_contained(event: int) -> None:
     before, _ = step(begun(), [GO, GO, GO])
     starts = [x for x, _ in where(before.obs)]
@@ -152,6 +155,10 @@ def test_a_fault_at_the_time_limit_or_at_a_termination_is_no_ending() -> None:
         state, _ = step(state, [GO, GO, GO])
     _, row = step(state, [OBS_NAN, STATE_NAN, GO])
     assert row.truncated.tolist() == [False, False, True]
+    assert row.info["episode_done"].tolist() == [False, False, True]
+    _, row = step(begun(), [END_NAN, END_IN_NAN, TERMINATE])
+    assert row.terminated.tolist() == [False, False, True]
+    assert row.valid.tolist() == [False, False, True]
     assert row.info["episode_done"].tolist() == [False, False, True]
 
 
@@ -238,6 +245,15 @@ def test_new_first_states_wait_for_the_next_episode() -> None:
     state, row = step(state, [GO, TERMINATE, GO])
     assert where(row.next_obs) == [(x, 2) for x in old]
     assert where(state.obs) == [(old[0], 2), (new[1], 0), (old[2], 2)]
+
+
+def test_a_new_first_state_that_is_not_sound_is_not_taken() -> None:
+    state, first = begun(), compiled("first")(jax.random.key(1))
+    old, new = ([x for x, _ in where(obs)] for obs in (state.obs, first.obs))
+    broken = first._replace(env={**first.env, "luck": first.env["luck"].at[1].set(jnp.nan)})
+    state, _ = compiled("refresh")(state, broken)
+    state, _ = step(state, [TERMINATE, TERMINATE, TERMINATE])
+    assert where(state.obs) == [(new[0], 0), (old[1], 0), (new[2], 0)]
 
 
 def test_a_reset_brings_new_luck() -> None:
@@ -328,7 +344,7 @@ def simulate(key: jax.Array, stagger: jax.Array, refresh: jax.Array, events: jax
     return start, jax.lax.scan(advance, start, (refresh, keys, events))[1]
 
 
-scripts = arrays(int, (T, N), elements=st.sampled_from([GO] * 6 + [TERMINATE, OBS_NAN, REWARD_INF, STATE_NAN, OBS_HUGE]))
+scripts = arrays(int, (T, N), elements=st.sampled_from([GO] * 6 + [*range(TERMINATE, END_IN_NAN + 1)]))
 
 
 @given(scripts, arrays(bool, T), st.integers(0, 1000))

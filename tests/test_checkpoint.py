@@ -319,6 +319,15 @@ def test_the_last_few_and_the_best_are_kept(tmp_path: Path) -> None:
     assert checkpoint.best(tmp_path) == tmp_path / names[0]
 
 
+def test_two_checkpoints_of_one_step_count_once(tmp_path: Path) -> None:
+    moments: list[tuple[int, float | None]] = [(300, 4.0), (400, 5.0), (500, None), (500, 6.0)]
+    for steps, score in moments:
+        manifest_only(tmp_path, steps, score)
+    for keep_best in (False, True):
+        assert kept(tmp_path, 2, keep_best) == ["000000000400-evaluated", "000000000500-evaluated"]
+        assert kept(tmp_path, 1, keep_best) == ["000000000500-evaluated"]
+
+
 def test_scores_that_are_no_numbers_are_not_the_best(tmp_path: Path) -> None:
     assert checkpoint.best(tmp_path) is None
     manifest_only(tmp_path, 100, float("nan"))

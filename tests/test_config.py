@@ -125,6 +125,8 @@ def test_a_run_has_as_many_iterations_as_reach_its_steps() -> None:
         ({"min_std": -0.1}, "min_std must not be negative"),
         ({"episode_length": 0}, "episode_length must be positive, got 0"),
         ({"min_beta": 0.02}, "initial_beta (0.01) must not be below min_beta (0.02)"),
+        ({"initial_alpha": 1e-9}, "initial_alpha must be between 1e-06 and 1e+06, got 1e-09"),
+        ({"min_beta": 1e7, "initial_beta": 1e7}, "initial_beta must be between 1e-06 and 1e+06, got 1e+07"),
         ({"actor_average": 1.0}, "actor_average must be at least 0 and below 1, got 1.0"),
         ({"actor_average": -0.1}, "actor_average must be at least 0 and below 1, got -0.1"),
         ({"critic_layers": 1}, "critic_layers must be at least 2, got 1"),

@@ -16,7 +16,7 @@ from reppo import cli, evaluate
 from reppo.envs.autoreset import AutoReset
 from reppo.envs.base import Env, Transition
 from reppo.errors import ConfigError
-from reppo.evaluate import evaluate_policy
+from reppo.evaluate import FirstEpisodes, evaluate_policy
 from reppo.export import SavedPolicy
 from reppo.keys import Keys, Stream
 from reppo.run import Run
@@ -96,6 +96,26 @@ def test_only_the_first_episode_of_each_environment_counts() -> None:
     # The greedy action, 0.5 of [-1, 1], is 7.5 of [0, 10].
     np.testing.assert_allclose(returns, 7.5 * lengths, rtol=1e-5)
     assert np.bincount(lengths)[1:].min() >= 4, "60 fuses, about 12 of each"
+
+
+def test_what_comes_after_the_first_episode_of_an_environment_is_not_of_it() -> None:
+    # One solves its task and lets go, one does so at its last step, one only in its next episode, one breaks before it does.
+    episodes = FirstEpisodes((4,))
+    none = np.zeros(4, bool)
+    steps = [
+        ([1, 0, 0, 0], [False, False, True, False], [False, False, False, True]),
+        ([0, 1, 1, 1], [True, True, False, False], none),
+        ([1, 0, 1, 1], [True, True, True, True], [True, True, True, True]),
+    ]
+    for i, (success, over, broken) in enumerate(steps):
+        episodes.add(np.full(4, 10.0**i), np.array(over), np.array(broken), np.array(success, float))
+    found = episodes.result()
+    assert not episodes.running.any()
+    np.testing.assert_array_equal(found.success_once, [1, 1, 0, 0])
+    np.testing.assert_array_equal(found.success_at_end, [0, 1, 0, 0])
+    np.testing.assert_array_equal(found.returns, [11, 11, 1, 1])
+    np.testing.assert_array_equal(found.lengths, [2, 2, 1, 1])
+    np.testing.assert_array_equal(found.broken, [False, False, False, True])
 
 
 def test_the_time_limit_ends_an_episode() -> None:

@@ -18,7 +18,8 @@ from helpers import assert_identical
 import reppo
 from reppo import baselines, cli, normalizer
 from reppo.baselines import fasttd3, replay
-from reppo.baselines.fasttd3 import FastTD3Config, TrainState
+from reppo.baselines.fasttd3 import Actor, Batch, Critics, FastTD3Config, TaperedMLP, TrainState
+from reppo.baselines.replay import Transitions
 from reppo.config import Config
 from reppo.envs.autoreset import AutoReset
 from reppo.envs.base import Env
@@ -117,6 +118,59 @@ def test_a_projection_shares_mass_between_neighbours_and_keeps_the_mean() -> Non
     np.testing.assert_allclose(found[0] @ jnp.arange(4.0), 0.5 * 0.25 + 0.5 * 2.0, rtol=1e-6)
 
 
+class Known(Critics):
+    """Two atoms, 0 and 1: the logit of the second is each critic's own and the action."""
+
+    logits: jax.Array  #: of the two critics, ``[2]``
+
+    def __call__(self, obs: jax.Array, action: jax.Array) -> jax.Array:
+        second = self.logits[:, None] + action[:, 0]
+        return jnp.stack([jnp.zeros_like(second), second], -1)
+
+
+def known(*values: float) -> Known:
+    """Critics that give these values to the action 0."""
+    shares = jnp.array(values)
+    return Known(TaperedMLP(2, 4, 2, jax.random.key(0)), 0.0, 1.0, jnp.log(shares / (1 - shares)))
+
+
+IDLE = Actor(1, 1, 4, 0.0, jax.random.key(0))  #: its action is 0 everywhere
+
+
+def batch(size: int, reward: float, discount: float) -> Batch:
+    """Transitions that differ in nothing."""
+    obs, ones = jnp.zeros((size, 1)), jnp.ones(size)
+    return Batch(obs, obs, obs, obs, Transitions(obs, obs, reward * ones, discount * ones, obs, ones))
+
+
+@pytest.mark.parametrize("values", [(0.25, 0.75), (0.75, 0.25)])
+def test_both_critics_learn_from_the_smaller_one_or_each_from_its_own(values: tuple[float, float]) -> None:
+    # The atoms 0 and 1 go to 1/2 and 1: half of the mass that was on 0 is on either of them, and 1 keeps its own.
+    of_value = {0.25: [0.375, 0.625], 0.75: [0.125, 0.875]}
+    config = FastTD3Config(num_bins=2, target_noise=0.0)
+    for clipped, expected, returns in [(True, (0.25, 0.25), 0.5 + 0.25 / 2), (False, values, 0.5 + 0.5 / 2)]:
+        config = dataclasses.replace(config, clipped_double_q=clipped)
+        target, found = fasttd3.critic_target(known(*values), IDLE, batch(3, 0.5, 0.5), config, jax.random.key(0))
+        np.testing.assert_allclose(target, [[of_value[value]] * 3 for value in expected], rtol=1e-6)
+        np.testing.assert_allclose(found, [returns] * 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("values", [(0.25, 0.75), (0.75, 0.25)])
+@pytest.mark.parametrize(("clipped", "expected"), [(True, 0.25), (False, 0.5)])
+def test_the_actor_raises_the_smaller_value_or_the_mean(values: tuple[float, float], clipped: bool, expected: float) -> None:
+    config = FastTD3Config(num_bins=2, clipped_double_q=clipped)
+    assert float(fasttd3.actor_loss(IDLE, known(*values), batch(3, 0.0, 1.0), config)) == pytest.approx(-expected)
+
+
+@pytest.mark.parametrize(("clip", "largest"), [(0.1, 0.1), (5.0, 1.0)])
+def test_the_noise_on_a_targets_action_is_clipped_and_so_is_the_action(clip: float, largest: float) -> None:
+    config = FastTD3Config(num_bins=2, target_noise=1000.0, target_noise_clip=clip)
+    _, returns = fasttd3.critic_target(known(0.5, 0.5), IDLE, batch(64, 0.0, 1.0), config, jax.random.key(0))
+    action = np.log(returns / (1 - returns))  # whose sigmoid is the value
+    np.testing.assert_allclose(np.abs(action), largest, rtol=1e-4)
+    assert {-1.0, 1.0} == set(np.sign(action))
+
+
 # ------------------------------------------------------------------------------------------- learning
 
 PROBE = FastTD3Config(
@@ -177,6 +231,20 @@ def test_the_critics_know_that_a_truncation_is_no_termination() -> None:
 def test_the_actor_finds_the_best_action() -> None:
     state = learned(ActionReward)
     np.testing.assert_allclose(state.policy(jnp.zeros((1, 1))), 0.5, atol=0.1)
+
+
+def test_the_actor_learns_at_every_second_step_of_the_critics() -> None:
+    config = dataclasses.replace(PROBE, num_envs=1, replay_steps=8, minibatch_size=4, policy_delay=2)
+    spec = resolve(SPEC, config)
+    state = fasttd3.init(jax.random.key(0), config, spec)
+    state = dataclasses.replace(state, replay=replay.insert(state.replay, rollout(CHAIN[:4])))
+    step = jax.jit(lambda state, key: fasttd3.learning_step(state, key, config, spec))
+    for due in (0.0, 1.0, 0.0, 1.0):
+        after, metrics = step(state, jax.random.key(1))
+        assert metrics["actor/updates"] == due
+        assert bool((after.policy.actor.mlp.output.bias != state.policy.actor.mlp.output.bias).any()) == bool(due)
+        assert (after.critics.mlp.output.bias != state.critics.mlp.output.bias).any()
+        state = after
 
 
 def test_noise_is_drawn_anew_where_an_episode_has_ended_and_nowhere_else() -> None:
@@ -252,7 +320,17 @@ def test_every_preset_is_sound() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"n_step": 0}, {"num_steps": 7}, {"replay_steps": 2}, {"min_noise": 0.5}, {"num_bins": 1}, {"gamma": 2.0}]
+    "change",
+    [
+        {"n_step": 0},
+        {"num_steps": 7},
+        {"replay_steps": 2},
+        {"min_noise": 0.5},
+        {"num_bins": 1},
+        {"gamma": 2.0},
+        {"cut_probability": 1.0},
+        {"learning_starts": 50_000},
+    ],
 )
 def test_values_that_cannot_be_trained_with_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):

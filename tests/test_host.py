@@ -343,6 +343,8 @@ def test_a_seed_does_not_depend_on_the_others(monkeypatch: pytest.MonkeyPatch) -
 class Endless(Scripted):
     """Its observation counts steps, and nothing ends it but a time limit."""
 
+    _max_episode_steps = None  # pyright: ignore[reportAssignmentType]
+
     def step(self, action: Array) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         obs, reward, *_ = super().step(action)
         return obs, reward, False, False, {}
@@ -394,6 +396,29 @@ def test_a_time_limit_of_the_simulator_is_a_truncation() -> None:
         assert (step.obs != step.next_obs).any() == (t % 4 == 0)
         assert not np.array_equal(obs, step.obs)
         obs = step.obs
+
+
+def test_a_fault_at_the_time_limit_is_no_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Endless, "breaks", {(0, 3): "nan"})
+    env = start(envs.make(Endless), dataclasses.replace(CONFIG, episode_length=3))  # pyright: ignore[reportArgumentType]
+    env.reset(SEED)
+    for _ in range(2):
+        assert env.step(squashed(env.obs)).valid.all()
+    step = env.step(squashed(env.obs))
+    assert not step.valid.any()
+    for flags in (step.terminated, step.truncated, step.info["episode_done"]):
+        assert not flags.any()
+
+
+def test_a_flag_that_is_not_finite_is_refused() -> None:
+    class Odd(SyncVectorEnv):
+        def step(self, actions: Any) -> Any:
+            obs, reward, terminated, truncated, info = super().step(actions)
+            return obs, reward, np.where(np.arange(N) == 3, np.nan, terminated), truncated, info
+
+    made = envs.make(lambda: Odd([Scripted] * N, autoreset_mode=AutoresetMode.NEXT_STEP))
+    with pytest.raises(SimulatorError, match="step returns a terminated that is not finite; it must be 0 or 1, or a bool"):
+        roll_out(start(made))  # pyright: ignore[reportArgumentType]
 
 
 # ------------------------------------------------------------------------------------- what goes wrong
@@ -691,16 +716,31 @@ def test_a_vector_that_cannot_reset_one_environment_says_that_it_is_not_cut() ->
     def vector() -> gymnasium.vector.VectorEnv:
         return gymnasium.make_vec("CartPole-v1", N, vectorization_mode="vector_entry_point")
 
-    def told(**changes: Any) -> list[str]:
+    def told(vector: Any = vector, **changes: Any) -> list[str]:
         run = Run(envs.make(vector), dataclasses.replace(CONFIG, num_envs=N, **changes), [0], None)
         run.start()
         run.collector.close()
         return [note.partition(": ")[2] for note in run.notes]
 
+    def endless() -> gymnasium.vector.VectorEnv:
+        return Stubborn([Endless] * N, autoreset_mode=AutoresetMode.SAME_STEP)
+
     begins = "its environments cannot be reset one by one, so episodes are not "
     assert told(cut_probability=0.1, stagger_episodes=True) == [f"{begins}cut nor staggered"]
     assert told(cut_probability=0.1, stagger_episodes=False) == [f"{begins}cut"]
     assert told(cut_probability=0.0, stagger_episodes=False) == []
+    calm: dict[str, Any] = {"cut_probability": 0.0, "stagger_episodes": False}
+    assert told(endless, **calm, episode_length=6) == [f"{begins}ended after episode_length"]
+
+
+def test_every_step_of_a_rollout_has_noise_of_its_own() -> None:
+    run = Run(envs.make(Scripted), CONFIG, [0], None)
+    run.start()
+    rows = run.collector.collect(run.state, 0).rows
+    run.collector.close()
+    policy = run.learner.policy(jax.tree.map(lambda x: x[0], run.state))(rows.obs[0])
+    noise = (np.asarray(rows.sample[0]) - np.asarray(policy.mean)) / np.exp(np.asarray(policy.log_std))
+    assert len(np.unique(noise.round(4))) == CONFIG.batch_size
 
 
 class Resumed(NamedTuple):
@@ -1157,6 +1197,16 @@ def test_a_time_limit_that_nobody_would_keep_is_refused() -> None:
     made.episode_length = 20  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ConfigError, match="its time limit is 20 and cannot be changed"):
         start(made, dataclasses.replace(CONFIG, episode_length=10))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_time_limit_cannot_be_longer_than_what_the_environment_keeps() -> None:
+    def limited() -> gymnasium.Env:
+        return TimeLimit(Endless(), 6)
+
+    for make in (limited, lambda: SyncVectorEnv([limited] * N, autoreset_mode=AutoresetMode.DISABLED)):
+        with pytest.raises(ConfigError, match="its time limit is 6 and cannot be lengthened from outside"):
+            start(envs.make(make), dataclasses.replace(CONFIG, episode_length=12))  # pyright: ignore[reportArgumentType]
+        start(envs.make(make), dataclasses.replace(CONFIG, episode_length=3)).close()  # pyright: ignore[reportArgumentType]
 
 
 def test_a_vector_environment_must_say_how_it_resets() -> None:

@@ -107,6 +107,10 @@ def test_an_option_names_the_encoder() -> None:
     assert image_layers(Config(image_encoder="flat"), image_spec((84, 84, 4))) == ()
     with pytest.raises(ConfigError, match="10 x 10 are too small for image_encoder nature, which takes 36 pixels a side"):
         make_learner(chosen, image_spec((10, 10, 4)))
+    vectors = image_spec((3,), np.float32)
+    make_learner(Config(image_encoder="flat"), vectors)
+    with pytest.raises(ConfigError, match="image_encoder nature reads images, and the observations of here are none"):
+        make_learner(chosen, vectors)
     with pytest.raises(ConfigError, match="image_encoder cannot be 'big'; it is one of auto, nature"):
         Config(image_encoder="big").validate()  # pyright: ignore[reportArgumentType]
 

@@ -386,6 +386,12 @@ def value_range_of(v_min: float, v_max: float, num_bins: int = 51) -> tuple[Any,
     return run, after
 
 
+def test_a_scalar_critic_has_no_support_to_leave() -> None:
+    run, after = value_range_of(-1000.0, 1000.0)
+    run.config.hl_gauss = False
+    assert after(40, 0.9, error=5.0) == []
+
+
 def test_the_last_iteration_of_a_short_run_is_judged_as_it_is() -> None:
     run, after = value_range_of(0.0, 10.0)
     run.config.num_iterations = 4

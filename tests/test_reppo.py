@@ -257,6 +257,20 @@ def test_every_step_and_every_sample_has_its_own_noise() -> None:
     assert len(np.unique(batch.target)) == B
 
 
+@pytest.mark.parametrize("estimator", ["pathwise", "score_gae"])
+def test_more_samples_of_an_action_take_the_memory_of_one_step_of_them(estimator: Any) -> None:
+    def temporary(samples: int) -> int:
+        config = dataclasses.replace(CONFIG, num_steps=64, num_envs=32, target_samples=samples, estimator=estimator)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((64, 32, *x.shape[2:]), x.dtype), ROLLOUT)
+        compiled = jax.jit(lambda state, rollout: targets(state, rollout, config, SPEC, KEY)).lower(start(), like).compile()
+        analysis = compiled.memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
+
+    width = max(CONFIG.critic_width, CONFIG.num_bins)
+    assert temporary(64) - temporary(2) < 64 * 32 * 64 * width  # bytes: a 64th of all samples' activations, and some of them
+
+
 @functools.cache
 def compiled_targets() -> Callable[..., Batch]:
     return jax.jit(lambda state, rollout, key: targets(state, rollout, CONFIG, SPEC, key))
@@ -608,6 +622,24 @@ def test_beta_does_not_fall_below_its_floor() -> None:
     state, _ = jax.jit(lambda state, batch, key: minibatch_step(state, batch, key, config, SPEC))(start(), batch, KEY)
     np.testing.assert_allclose(state.duals.beta, 0.25, rtol=1e-6)
     assert_identical(state.duals.log_alpha, first_step()[0].duals.log_alpha)
+
+
+def test_a_multiplier_that_does_not_learn_does_not_keep_the_other_from_it() -> None:
+    """Without a KL constraint the KL has no bound, and may overflow."""
+    batch = compiled_targets()(start(), ROLLOUT, KEY)
+    far = batch._replace(old_policy=jax.tree.map(lambda x: jnp.full_like(x, 1e20), batch.old_policy))
+    config = dataclasses.replace(CONFIG, kl_mode="none")
+    state, metrics = jax.jit(lambda state, batch, key: minibatch_step(state, batch, key, config, SPEC))(start(), far, KEY)
+    assert not np.isfinite(metrics["actor/kl"])
+    assert state.duals.log_alpha != start().duals.log_alpha
+    assert_identical(state.duals.log_beta, start().duals.log_beta)
+
+
+def test_nothing_is_learned_of_no_rows() -> None:
+    batch = compiled_targets()(start(), ROLLOUT, KEY)
+    state, metrics = compiled_step()(start(), batch._replace(valid=jnp.zeros_like(batch.valid)), KEY)
+    assert_identical(state.duals, start().duals)
+    assert metrics["train/skipped_updates"] == 0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

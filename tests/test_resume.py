@@ -270,6 +270,19 @@ def test_a_finished_run_can_be_extended_to_what_a_longer_run_would_have_been(fin
     assert reppo.resume(finished).iteration == 8  # without being told again
 
 
+def test_policies_that_a_kill_has_kept_from_the_disk_are_written_when_the_run_goes_on(finished: Path) -> None:
+    (finished / "policy.npz").unlink()
+    there: list[bool] = []
+
+    class Looks(Recorder):
+        def write(self, event: Any) -> None:
+            if event.kind == "metrics":
+                there.append((finished / "policy.npz").is_file())
+
+    reppo.resume(finished, dataclasses.replace(CONFIG, total_steps=8 * STEPS, num_evals=1), sinks=[Looks()])
+    assert there[0], "before anything else is learned"
+
+
 def test_a_run_cannot_be_made_shorter_than_it_is(finished: Path) -> None:
     before = contents(finished)
     with pytest.raises(ConfigError, match="the checkpoint at 384 steps is beyond total_steps, 128"):

@@ -62,6 +62,14 @@ def test_a_quartile_divides_no_run_where_numbers_are_equal() -> None:
     assert statistics.iqm(tasks([0.0, 1.0, 2.0], [4.0, 8.0, 90.0])) == pytest.approx((1 + 2 + 4 + 8) / 4)  # of six
 
 
+@pytest.mark.parametrize(("num_tasks", "num_runs"), [(1, 24), (2, 12), (3, 8), (1, 36), (6, 6), (3, 40)])
+def test_a_run_that_ends_at_a_quartile_is_out_whatever_the_rounding(num_tasks: int, num_runs: int) -> None:
+    # Weights of 1/24 do not add up to 1/4 in floating point.
+    quarter = num_tasks * num_runs // 4
+    runs = np.array([-70.0] * quarter + [1.0, 3.0] * quarter + [900.0] * quarter)
+    assert statistics.iqm(list(runs.reshape(num_tasks, num_runs))) == pytest.approx(2.0)
+
+
 def test_an_outlier_moves_the_mean_and_not_the_iqm() -> None:
     scores, spoilt = tasks([1.0, 2.0, 3.0, 4.0]), tasks([1.0, 2.0, 3.0, 400.0])
     assert statistics.iqm(scores) == statistics.iqm(spoilt) == 2.5
@@ -158,6 +166,17 @@ def test_the_interval_of_a_difference_is_that_of_both_standard_errors() -> None:
     assert float(statistics.difference(first, first).high) > half / 2
     with pytest.raises(ValueError, match="must have the same tasks, got 1 and 2"):
         statistics.difference(first, [*first, *first])
+
+
+def test_the_interval_of_a_probability_of_improvement_is_that_of_the_rank_sum() -> None:
+    # Of n runs each, from one distribution, the variance is (2n + 1) / (12 n^2). They do not belong together, even where
+    # they are the same runs: that would be 1/2 in every resample.
+    runs = [np.random.default_rng(0).normal(size=50)]
+    found = statistics.probability_of_improvement(runs, runs)
+    assert found.estimate == 0.5
+    half = 1.96 * (101 / (12 * 50**2)) ** 0.5
+    assert float(found.high - found.low) == pytest.approx(2 * half, rel=0.1)
+    assert float(found.high + found.low) / 2 == pytest.approx(0.5, abs=0.1 * half)
 
 
 def test_a_resampled_curve_is_the_curve_of_one_run() -> None:

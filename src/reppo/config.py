@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_orig
 
 import numpy as np
 
+from reppo.duals import LIMITS
 from reppo.errors import ConfigError
 from reppo.images import ImageEncoderKind
 from reppo.nets import NormKind
@@ -61,7 +62,7 @@ class Config:
     kl_bound: float = 0.1
     """Bound on KL between rollout policy and new policy, in nats, per state."""
     kl_estimator: Literal["closed_form", "sampled"] = "closed_form"
-    """How that KL is computed."""
+    """How that KL is computed; reverse, and of discrete actions, in closed form."""
     kl_samples: int = 16
     """Samples per state of the sampled KL."""
     kl_direction: Literal["forward", "reverse"] = "forward"
@@ -218,6 +219,9 @@ class Config:
         if self.estimator == "score_q" and self.estimator_samples < 2:
             raise ConfigError(f"score_q needs estimator_samples >= 2 for its baseline, got {self.estimator_samples}")
         check_ranges(self)
+        for name in ("initial_alpha", "initial_beta"):
+            if not LIMITS[0] <= getattr(self, name) <= LIMITS[1]:
+                raise ConfigError(f"{name} must be between {LIMITS[0]:g} and {LIMITS[1]:g}, got {getattr(self, name):g}")
         if self.initial_beta < self.min_beta:
             raise ConfigError(f"initial_beta ({self.initial_beta:g}) must not be below min_beta ({self.min_beta:g})")
 

@@ -36,6 +36,8 @@ class RangeWarning:
 
     def check(self, rows: list[dict[str, float]]) -> Iterator[Event]:
         """Warnings, or nothing."""
+        if not getattr(self.run.config, "hl_gauss", True):  # a scalar critic has no support
+            return
         low, high = self.run.spec.value_range or (np.nan, np.nan)
         worst = max(rows, key=lambda row: row["critic/target_clipped"])
         settled = self.run.iteration > SETTLED or self.run.iteration >= self.run.config.num_iterations

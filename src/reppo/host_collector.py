@@ -60,7 +60,11 @@ class HostCollector:
 
     def start(self) -> str | None:
         self._begin(0)
-        asked = {"cut": self.config.cut_probability > 0, "staggered": self.config.stagger_episodes}
+        asked = {
+            "cut": self.config.cut_probability > 0,
+            "staggered": self.config.stagger_episodes,
+            "ended after episode_length": self.env.spec().episode_length is None,
+        }
         if any(asked.values()) and not self._training[0].simulator.resets_rows:
             what = " nor ".join(name for name, wanted in asked.items() if wanted)
             return f"{self.spec.name}: its environments cannot be reset one by one, so episodes are not {what}"

@@ -67,7 +67,7 @@ def update(state: Normalizer, batch: PyTree, valid: jax.Array | None = None) -> 
         batch_var = jnp.sum(jnp.where(mask, x - batch_mean, 0.0) ** 2, axes) / jnp.maximum(new, 1.0)
         delta = batch_mean - mean
         merged_var = (1 - share) * var + share * batch_var + share * (1 - share) * delta**2
-        return mean + share * delta, jnp.where(total > 0, merged_var, var)
+        return mean + share * delta, merged_var
 
     merged = jax.tree.map(merge, state.mean, state.var, batch)
     mean, var = jax.tree.transpose(jax.tree.structure(batch), jax.tree.structure((0, 0)), merged)

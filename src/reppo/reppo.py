@@ -148,8 +148,13 @@ def targets(state: TrainState, rollout: Rollout, config: Config, spec: EnvSpec, 
     advantage = jnp.zeros_like(target)
     if config.estimator == "score_gae":
         # `split` has taken the keys that are folded with less.
-        key_here = jax.random.fold_in(key, config.num_steps)
-        here = soft_value(old_policy, critic, critic_view(rollout.obs), key_here, config.target_samples)
+        keys_here = jax.random.split(jax.random.fold_in(key, config.num_steps), config.num_steps)
+
+        def this_state(args: tuple[ActionDistribution, PyTree, jax.Array]) -> SoftValue:
+            step_policy, obs, step_key = args
+            return soft_value(step_policy, critic, critic_view(obs), step_key, config.target_samples)
+
+        here = jax.lax.map(this_state, (old_policy, rollout.obs, keys_here))
         advantage = soft_advantage(target, here, old_policy.log_prob(rollout.sample), state.duals.alpha, valid)
 
     batch = Batch(
@@ -313,9 +318,10 @@ def minibatch_step(
         actor_metrics["actor/kl"],
         config.kl_bound,
     )
-    # Where nothing holds the KL, beta would rise until it overflows.
-    learned = Duals(jnp.asarray(config.learn_alpha), jnp.asarray(config.learn_beta and config.kl_mode != "none"))
-    dual_grads = jax.tree.map(jnp.multiply, dual_grads, learned)
+    # Where nothing holds the KL, beta would rise until it overflows; and of no rows, nothing is to be learned.
+    some = jnp.any(batch.valid > 0)
+    learned = Duals(config.learn_alpha & some, (config.learn_beta and config.kl_mode != "none") & some)
+    dual_grads = jax.tree.map(lambda grad, learns: jnp.where(learns, grad, 0), dual_grads, learned)
     new_duals, duals_opt, duals_norm = apply_gradients(state.duals, dual_grads, state.duals_opt, dual)
     new_duals = jax.tree.map(jnp.where, learned, duals.bounded(new_duals, config.min_beta), state.duals)
 
@@ -489,10 +495,12 @@ def make_learner(config: Config, spec: EnvSpec) -> Learner:
     """REPPO as a `Learner`. ``spec`` must be resolved: see `reppo.envs.spec.resolve`.
 
     Raises:
-        ConfigError: where images are too small for ``config.image_encoder``.
+        ConfigError: where images are too small for ``config.image_encoder``, or there are none.
     """
     if spec.image:
         image_layers(config, spec)
+    elif config.image_encoder not in ("auto", "flat"):
+        raise ConfigError(f"image_encoder {config.image_encoder} reads images, and the observations of {spec.name} are none")
     return Learner(
         init=lambda key: init(key, config, spec),
         policy=lambda state: state.policy,

@@ -173,7 +173,14 @@ class FastTD3Config:
         for name in ["learning_starts", "min_noise", "target_noise", "actor_output_scale", "weight_decay"]:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("gamma", "target_rate", "cut_probability"):
+        if not 0 <= self.cut_probability < 1:
+            raise ConfigError(f"cut_probability must be at least 0 and below 1, got {self.cut_probability}")
+        if not self.learning_starts * self.num_envs < self.total_steps:
+            raise ConfigError(
+                f"learning_starts ({self.learning_starts}) of {self.num_envs} environments must be fewer than total_steps "
+                f"({self.total_steps}): nothing would be learned"
+            )
+        for name in ("gamma", "target_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         for name in ("actor_width", "critic_width"):

@@ -186,7 +186,9 @@ class AutoReset:
         next_obs, reward, terminated = transition
         check_transition(self.env.name, state.env, state.obs, env, transition)
         reward = reward.astype(jnp.float32)
-        valid = sound_numbers((next_obs, reward), self.num_envs) & sound_state(env, state.first.env, self.num_envs)
+        valid = sound_numbers((next_obs, reward, terminated), self.num_envs) & sound_state(
+            env, state.first.env, self.num_envs
+        )
         next_obs = where_rows(valid, next_obs, state.obs)
         reward = jnp.where(valid, reward, 0.0)
         terminated = terminated.astype(bool) & valid

@@ -370,6 +370,14 @@ class GymnasiumEnv(HostEnv):
         self.episode_length = episode_length
         self.value_range = value_ranges.of_gymnasium(name.rpartition(":")[2])
 
+    def check_length(self, episode_length: int, shorter: bool = True) -> None:
+        """Refuse a time limit that is longer than the environment's own, or, where no environment can be reset by itself,
+        shorter; raises `ConfigError`."""
+        own = self.episode_length
+        if own is not None and (episode_length > own or (episode_length < own and not shorter)):
+            how = "lengthened" if shorter else "changed"
+            raise ConfigError(f"{self.name}: its time limit is {own} and cannot be {how} from outside")
+
 
 class SingleEnv(GymnasiumEnv):
     """A function that makes a `gymnasium.Env`; it is called for every environment of a run, and for its evaluation.
@@ -388,6 +396,8 @@ class SingleEnv(GymnasiumEnv):
         self._has_cameras = any(cls.__module__.startswith("gymnasium.envs.mujoco") for cls in classes)
 
     def simulator(self, num_envs: int, episode_length: int) -> Simulator:
+        if not self._takes_length:
+            self.check_length(episode_length)
         make = functools.partial(self._make, max_episode_steps=episode_length) if self._takes_length else self._make
         return Loop(make, self.observations, self.actions, num_envs)
 
@@ -439,9 +449,11 @@ class WholeVector(GymnasiumEnv):
             env = self._only if self._make is None else self._make()
         assert env is not None
         simulator = VectorSimulator(env, self.observations, self.actions, owned=self._make is not None)
-        if not simulator.resets_rows and self.episode_length not in (None, episode_length):
+        try:
+            self.check_length(episode_length, shorter=simulator.resets_rows)
+        except ConfigError:
             simulator.close()
-            raise ConfigError(f"{self.name}: its time limit is {self.episode_length} and cannot be changed from outside")
+            raise
         return simulator
 
 

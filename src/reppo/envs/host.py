@@ -164,6 +164,8 @@ def as_numbers(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     if array.dtype.kind not in "fiub":
         kind = array.dtype if shape else type(value).__name__
         raise WrongNumber(f"step returns {name} as {kind}; it must be a number, or a bool")
+    if array.dtype.kind == "f" and name in ("terminated", "truncated") and not np.isfinite(array).all():
+        raise WrongNumber(f"step returns a {name} that is not finite; it must be 0 or 1, or a bool")
     return array
 
 
