@@ -34,6 +34,13 @@ CHANGES = {
 }
 SMALL = Suite("for tests", ("probe:TargetReach",), ("reppo",), num_seeds=2, preset="cpu", options=CHANGES, together=2)
 OTHER = suites.Variant("another", baseline="fasttd3", presets={"cpu": "cpu"}, resumes=False)
+OF_BASELINE = dataclasses.replace(
+    SMALL,
+    algorithms=("other",),
+    settings={
+        "other": ("num_envs=8", "num_steps=2", "learning_starts=2", "minibatch_size=16", "actor_width=8", "critic_width=8")
+    },
+)
 
 
 # ------------------------------------------------------------------------------------------- suites
@@ -238,10 +245,12 @@ def test_where_nothing_is_to_run_no_engine_is_started(root: Path, monkeypatch: p
 
 
 def test_a_suite_can_set_single_values_of_a_baseline(tmp_path: Path) -> None:
-    suite = dataclasses.replace(SMALL, algorithms=("fasttd3", "reppo"), settings={"fasttd3": ("n_step=1", "gamma=0.9")})
+    suite = dataclasses.replace(
+        SMALL, algorithms=("fasttd3", "reppo"), settings={"fasttd3": ("learning_starts=1", "gamma=0.9")}
+    )
     commands = {job.algorithm: job.command for job in make_plan("small", suite, tmp_path).jobs}
-    assert commands["fasttd3"][-3:] == ["--set", "n_step=1", "gamma=0.9"]
-    assert cli.arguments("baseline", commands["fasttd3"][1:]).set == ("n_step=1", "gamma=0.9")
+    assert commands["fasttd3"][-3:] == ["--set", "learning_starts=1", "gamma=0.9"]
+    assert cli.arguments("baseline", commands["fasttd3"][1:]).set == ("learning_starts=1", "gamma=0.9")
     assert "--set" not in commands["reppo"]
 
 
@@ -259,10 +268,10 @@ def test_the_committed_results_are_of_what_their_suites_ask_for(name: str, root:
 def test_a_baseline_is_one_more_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = suites.Variant("another", baseline="fasttd3", presets={"cpu": "published"}, several_seeds=False)
     monkeypatch.setitem(ALGORITHMS, "other", other)
-    suite = dataclasses.replace(SMALL, algorithms=("other",))
+    suite = dataclasses.replace(SMALL, algorithms=("other",), options={**CHANGES, "total_steps": 20_480})
     jobs = make_plan("small", suite, tmp_path).jobs
     assert [job.seeds for job in jobs] == [(0,), (1,)]
-    words = "reppo baseline fasttd3 probe:TargetReach --preset published --seed 1 --total-steps 192 --num-evals 1"
+    words = "reppo baseline fasttd3 probe:TargetReach --preset published --seed 1 --total-steps 20480 --num-evals 1"
     assert runner.shown_command(jobs[1]) == f"{words} --eval-episodes 8"
     with pytest.raises(ConfigError, match="other has nothing beside the preset paper-large; it has cpu"):
         make_plan("small", dataclasses.replace(suite, preset="paper-large"), tmp_path)
@@ -409,26 +418,15 @@ def test_a_run_that_was_stopped_is_resumed_and_does_not_count_before(
 
 
 def test_a_run_that_cannot_be_resumed_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        ALGORITHMS, "other", suites.Variant("another", baseline="fasttd3", presets={"cpu": "cpu"}, resumes=False)
-    )
+    monkeypatch.setitem(ALGORITHMS, "other", OTHER)
     bench, _ = benching(tmp_path, in_this_process, monkeypatch)
-    (job,) = make_plan("small", dataclasses.replace(SMALL, algorithms=("other",)), bench.results).jobs
+    (job,) = make_plan("small", OF_BASELINE, bench.results).jobs
     directory = bench.work / job.name
     directory.mkdir(parents=True)
     description = {"env": job.env, "seeds": [0, 1], "config": dataclasses.asdict(job.config), "algorithm": "fasttd3"}
     (directory / "config.json").write_text(json.dumps(description))
     assert runner.is_of(job, directory)
     assert bench.free_directory(job) == directory.with_name(directory.name + "-2")
-
-
-OF_BASELINE = dataclasses.replace(
-    SMALL,
-    algorithms=("other",),
-    settings={
-        "other": ("num_envs=8", "num_steps=2", "learning_starts=2", "minibatch_size=16", "actor_width=8", "critic_width=8")
-    },
-)
 
 
 def baseline(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> tuple[Job, Path]:
@@ -480,7 +478,7 @@ def test_a_run_that_a_process_has_already_is_left_to_it(
 
     monkeypatch.setitem(ALGORITHMS, "other", dataclasses.replace(OTHER, resumes=resumes))
     bench, said = benching(tmp_path, unexpected, monkeypatch)
-    (job,) = make_plan("small", dataclasses.replace(SMALL, algorithms=("other",)), bench.results).jobs
+    (job,) = make_plan("small", OF_BASELINE, bench.results).jobs
     with contextlib.ExitStack() as stack:
         directory = in_use(bench, job, seeds, stack)
         bench.run([job])
