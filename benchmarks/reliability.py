@@ -50,6 +50,7 @@ import numpy as np
 
 from reppo import checkpoint, cli, envs, keeper, loop, options, provenance
 from reppo import outcome as written
+from reppo.cli import startup, training
 from reppo.config import PRESETS
 from reppo.errors import ConfigError
 from reppo.files import PARTIAL
@@ -535,7 +536,7 @@ def alter_config(path: Path, kind: str, draw: random.Random) -> None:
 
 def altered_command(draw: random.Random) -> list[str]:
     """Options of a command line, one of which has some value."""
-    flags = [flag for flag in options.flags_of(cli.TrainArgs) if flag not in ("--wandb", "--out", "--config")]
+    flags = [flag for flag in options.flags_of(training.TrainArgs) if flag not in ("--wandb", "--out", "--config")]
     numbers = [
         "0",
         "-1",
@@ -615,7 +616,7 @@ def mutations(table: Path, trials: int, work: Path) -> None:
         arrays = checkpoint.to_host({"learner": run.state, "env": run.env_state})
         return {name: array.tobytes() for name, array in arrays.items()} == expected
 
-    cli.quieten()
+    startup.quieten()
     loop._drive = not_driven
     written.provenance = functools.cache(provenance.provenance)  # it asks git, which takes most of the time
     counts: dict[tuple[str, str], Counter[str]] = {}
@@ -739,10 +740,10 @@ def cost(table: Path, trials: int, work: Path) -> None:
     default = PRESETS["cpu"]
     config = dataclasses.replace(default, total_steps=default.total_steps // 2, num_evals=default.num_evals // 2)
     cli.use_compilation_cache()
-    run = loop.train(cli.DEFAULT_ENV, config, out=work / "run", sinks=[FirstIteration()])
+    run = loop.train(training.DEFAULT_ENV, config, out=work / "run", sinks=[FirstIteration()])
     seconds, cpu = time.perf_counter() - began[0][0], time.process_time() - began[0][1]
     saves = sum(row["iteration"] > 0 for row in run.evaluations)
-    row = {"env": cli.DEFAULT_ENV, "steps": run.env_steps, "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1)}
+    row = {"env": training.DEFAULT_ENV, "steps": run.env_steps, "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1)}
     row |= {"saves": saves, "waited_seconds": round(waited[0], 3), "thread_cpu_seconds": round(written[0], 3)}
     size = sum(p.stat().st_size for p in checkpoint.listing(work / "run" / "checkpoints")[-1].rglob("*") if p.is_file())
     append(

@@ -1,6 +1,7 @@
 """Write docs/options.md from the code: `python docs/generate_options.py` (`make options`).
 
-Names, types, defaults and meanings are read from `reppo.config.Config` and `reppo.cli.TrainArgs`; the prose is here.
+Names, types, defaults and meanings are read from `reppo.config.Config` and `reppo.cli.training.TrainArgs`; the prose is
+here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from reppo import cli
+from reppo.cli.exits import EXIT_CODES
+from reppo.cli.training import TrainArgs
 from reppo.config import PRESETS, Config
 from reppo.options import flag, options_of
 from reppo.same_run import RESUMABLE
@@ -113,7 +115,7 @@ def preset_table() -> str:
 
 
 def run_table() -> str:
-    options = [option for option in options_of(cli.TrainArgs) if option.name != "config"]
+    options = [option for option in options_of(TrainArgs) if option.name != "config"]
     names = {option.name: "ENV" if option.name == "env" else flag(option.name) for option in options}
     return table(("option", "type", "meaning"), [(f"`{names[o.name]}`", kind(o.hint), o.meaning) for o in options])
 
@@ -121,7 +123,7 @@ def run_table() -> str:
 def document() -> str:
     """The text of docs/options.md."""
     run = "## The run itself\n\nThese are options of `reppo train` beside the configuration.\n"
-    codes = table(("code", "meaning"), [(str(code), meaning) for code, meaning in cli.EXIT_CODES.items()])
+    codes = table(("code", "meaning"), [(str(code), meaning) for code, meaning in EXIT_CODES.items()])
     parts = [
         INTRODUCTION,
         run,

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from helpers import TINY
 
-from reppo import cli, run_directory
+from reppo import cli, envs, run_directory
 from reppo.bench import launchers, records, runner, suites
 from reppo.bench.records import Key, Record
 from reppo.bench.runner import Bench, Job, in_threads, make_plan
@@ -157,7 +157,7 @@ def test_a_plan_of_nothing_done(tmp_path: Path) -> None:
 
 def test_what_cannot_run_here_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan("maniskill8", SUITES["maniskill8"], tmp_path, tasks=["PokeCube-v1"], algorithms=["reppo"])
-    if "maniskill" not in cli.envs.SUITES:
+    if "maniskill" not in envs.SUITES:
         assert not plan.jobs
         assert runner.summarised(plan.impossible) == {"there is no environment maniskill:PokeCube-v1 here yet": 20}
     host = dataclasses.replace(SMALL, tasks=("gymnasium:Pendulum-v1",), algorithms=("ppo", "reppo"))

@@ -25,6 +25,7 @@ from onnx.reference import ReferenceEvaluator
 
 import reppo as package
 from reppo import cli, envs, health, load_policy, loop, options, outcome, same_run
+from reppo.cli import environments, startup, training
 from reppo.config import PRESETS
 from reppo.display import number
 from reppo.errors import ConfigError
@@ -167,7 +168,7 @@ def test_values_are_read_by_their_type(word: str, hint: Any, value: Any) -> None
 def test_what_is_not_an_option_of_the_configuration() -> None:
     args = cli.arguments("train", ["brax:ant", "--seeds", "3", "--seed", "7", "--out", "here", "--wandb", "mine"])
     assert (args.env, args.seeds, args.seed, args.out, args.wandb) == ("brax:ant", 3, 7, Path("here"), "mine")
-    assert cli.arguments("train", []).env == cli.DEFAULT_ENV
+    assert cli.arguments("train", []).env == training.DEFAULT_ENV
 
 
 def test_the_help_shows_the_defaults_of_the_chosen_preset_by_section(reppo: Reppo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -583,7 +584,7 @@ def test_errors_that_a_user_can_mend(reppo: Reppo, monkeypatch: pytest.MonkeyPat
     def fail(args: object) -> None:
         raise error
 
-    monkeypatch.setitem(cli.COMMANDS, "envs", (cli.EnvsArgs, fail))
+    monkeypatch.setitem(cli.COMMANDS, "envs", (environments.EnvsArgs, fail))
     code, out, err = reppo("envs")
     assert (code, out) == (cli.INTERRUPTED if isinstance(error, KeyboardInterrupt) else cli.USER_ERROR, "")
     assert line in err
@@ -597,7 +598,7 @@ def test_what_takes_less_memory_is_the_commands_own(reppo: Reppo, monkeypatch: p
     def fail(*args: object, **options: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(cli, "check", fail)
+    monkeypatch.setattr(environments, "check", fail)
     assert reppo.refuses("check-env", "probe:TargetReach") == "out of memory: try fewer --num-envs or --num-steps"
 
 
@@ -612,7 +613,7 @@ def test_errors_of_ours_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(args: object) -> None:
         raise RuntimeError("a mistake of ours")
 
-    monkeypatch.setitem(cli.COMMANDS, "envs", (cli.EnvsArgs, fail))
+    monkeypatch.setitem(cli.COMMANDS, "envs", (environments.EnvsArgs, fail))
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         cli.main(["envs"])
 
@@ -750,5 +751,5 @@ def test_what_the_threads_of_orbax_say_is_left_out_and_nothing_else(monkeypatch:
     said: list[Any] = []
     monkeypatch.setattr(sys, "__unraisablehook__", said.append)
     for error in (RuntimeError("Event loop is closed"), RuntimeError("else"), ValueError("Event loop is closed")):
-        cli.unraisable(SimpleNamespace(exc_type=type(error), exc_value=error))
+        startup.unraisable(SimpleNamespace(exc_type=type(error), exc_value=error))
     assert [str(what.exc_value) for what in said] == ["else", "Event loop is closed"]

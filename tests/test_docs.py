@@ -16,6 +16,7 @@ import pytest
 
 import reppo
 from reppo import cli, envs, options, same_run
+from reppo.cli import training
 from reppo.config import Config, preset
 from reppo.run import Run
 
@@ -109,7 +110,7 @@ def test_every_command_that_is_shown_is_real(page: Path, words: list[str], monke
     command, *rest = words
     assert command in cli.COMMANDS
     if command == "resume":  # the run of the example is not there
-        options.parse(cli.ResumeArgs, rest, command, shown=same_run.RESUMABLE)
+        options.parse(training.ResumeArgs, rest, command, shown=same_run.RESUMABLE)
         return
     args = cli.arguments(command, rest)
     if command == "train":

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from helpers import TINY
 
-from reppo import cli, evaluate
+from reppo import evaluate
+from reppo.cli import policies
 from reppo.envs.autoreset import AutoReset
 from reppo.envs.base import Env, Transition
 from reppo.errors import ConfigError
@@ -137,11 +138,11 @@ def test_episodes_that_broke_are_told(capsys: pytest.CaptureFixture[str]) -> Non
     assert "broken" not in sound
     np.testing.assert_array_equal(broken["broken"], sound["lengths"] == 5)
     number = broken["broken"].sum()
-    cli.print_evaluation("fuse", 0, {"policy.npz": broken})
+    policies.print_evaluation("fuse", 0, {"policy.npz": broken})
     said = capsys.readouterr().out
     assert "over 60 greedy episodes of 1 to 4 steps, 2 in the mean" in said
     assert f"{number} ended early, in numbers that are not finite" in said
-    both = cli.evaluation_json("fuse", 0, {"a": sound, "b": broken})
+    both = policies.evaluation_json("fuse", 0, {"a": sound, "b": broken})
     assert both["broken"] == number / 120
 
 

@@ -39,8 +39,9 @@ OPENING = {
     "mkdir", "makedirs", "rmdir", "rmtree", "copytree", "mkstemp", "mkdtemp", "savez", "savez_compressed", "savefig",
 }  # fmt: skip
 
-#: The command line asks Linux when its process began, and opens /dev/null where the reader of its output is gone.
-OPENING_ELSEWHERE = {("cli", "read_text"), ("cli", "open"), ("display", "open")}  #: the last two: os.devnull
+#: The command line asks Linux when its process began, and opens /dev/null where the reader of its output is gone; so does
+#: the display.
+OPENING_ELSEWHERE = {("cli/startup", "read_text"), ("cli/__init__", "open"), ("display", "open")}
 
 #: Modules that may know what a terminal is: a plot is also drawn in one, and a signal is answered there.
 TERMINAL = {"cli", "__main__", "options", "display", "plot", "interrupt"}
@@ -170,13 +171,24 @@ def test_files_are_opened_by_the_modules_for_it(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_the_loop_and_all_below_it_know_no_terminal(name: str) -> None:
     # What a run shows is a sink's business; the command line alone chooses one.
-    if name in TERMINAL:
+    if name.partition("/")[0] in TERMINAL:
         return
     for module, line in imports(MODULES[name]):
         assert root(module) not in {"rich", "tyro", "argparse"}, f"{name}.py:{line} imports {module}"
         assert own(module) not in {"cli", "display"}, f"{name}.py:{line} imports {module}"
     for function, node in calls(MODULES[name]):
         assert function != "print", f"{name}.py:{node.lineno} prints"
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("cli/")))
+def test_the_commands_do_not_know_one_another(name: str) -> None:
+    if name == "cli/__init__":
+        return
+    below = {"reppo.cli.exits", "reppo.cli.startup", "reppo.cli.terminal"}
+    allowed = set() if f"reppo.{name.replace('/', '.')}" in below else below
+    for module, line in imports(MODULES[name]):
+        known = own(module) != "cli" or ".".join(module.split(".")[:3]) in allowed
+        assert known, f"{name}.py:{line} imports {module}"
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
