@@ -560,10 +560,11 @@ weights (`--actor-average 0`). {OVER_THE_RUN} On one Intel Xeon core, with tests
 {over_the_run("locomotion")}
 On the tasks of one action the three are alike, but for single seeds that are late: of the pathwise gradient none. On
 CheetahRun the last of the paper's order is last: `score_gae` is far behind the other two, which use the learned Q. Four of
-its five seeds had learned to run, at 300 to 520, and then lost it: as their entropy fell below its target, the temperature
-rose, to 2.6, 3.7, 41 and 1080, where those of the other estimators stay below 0.05, and entropy was worth more than reward.
-Its gradient feels the temperature only through sampled advantages. Pathwise and `score_q` are alike on both; `score_q` takes
-up to twice the time, for 16 samples of the critic at every state.
+its five seeds had learned to run, at 316 to 521, and then lost it: as their entropy fell below its target, the temperature
+rose, to 2.6, 3.7, 41 and 1080, where those of the other estimators stay below 0.05 after 100,000 steps, and entropy was
+worth more than reward (`actor/alpha` in `metrics.csv` of the runs, which the command leaves under `runs/bench`). Its
+gradient feels the temperature only through sampled advantages. Pathwise and `score_q` are alike on both; `score_q` takes up
+to twice the time, for 16 samples of the critic at every state.
 """
 
 

@@ -62,7 +62,7 @@ class Config:
     kl_bound: float = 0.1
     """Bound on KL between rollout policy and new policy, in nats, per state."""
     kl_estimator: Literal["closed_form", "sampled"] = "closed_form"
-    """How that KL is computed; reverse, and of discrete actions, in closed form."""
+    """How that KL is computed; of discrete actions, the reverse one always in closed form."""
     kl_samples: int = 16
     """Samples per state of the sampled KL."""
     kl_direction: Literal["forward", "reverse"] = "forward"

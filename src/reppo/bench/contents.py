@@ -15,14 +15,17 @@ class Shown(NamedTuple):
         suites: those that make it, at the paper's size.
         smaller: those that make it on a CPU.
         ids: of what was published of it, or of our own figures that no suite makes.
-        command: that would make what is missing.
     """
 
     what: str
     suites: tuple[str, ...]
     smaller: tuple[str, ...]
     ids: tuple[str, ...]
-    command: str
+
+    @property
+    def command(self) -> str:
+        """That would make what is missing."""
+        return f"reppo bench {self.suites[0]}" if self.suites else "reppo toy"
 
 
 PAPER = (
@@ -31,72 +34,62 @@ PAPER = (
         (),
         (),
         ("toy-paths", "toy-variance", "toy-bias"),
-        "reppo toy",
     ),
     Shown(
         "returns against steps on 23 DeepMind Control tasks, beside PPO, SAC and FastTD3",
         ("dmc23",),
         ("laptop", "balance"),
         ("published-dmc-ref-best", "published-dmc-1000"),
-        "reppo bench dmc23",
     ),
-    Shown("final returns on them", ("dmc23",), ("laptop", "balance"), ("published-dmc-table",), "reppo bench dmc23"),
+    Shown("final returns on them", ("dmc23",), ("laptop", "balance"), ("published-dmc-table",)),
     Shown(
         "curve and final return of each task",
         ("dmc23",),
         ("laptop", "balance"),
         ("published-CheetahRun", "published-dmc-tasks"),
-        "reppo bench dmc23",
     ),
     Shown(
         "reliability: runs that stay at 0.9 of the best published return",
         ("dmc23",),
         ("laptop", "balance", "estimators"),
         ("published-reliability", "published-reliability-table"),
-        "reppo bench dmc23",
     ),
     Shown(
         "returns against seconds",
         ("dmc23",),
         ("laptop", "balance"),
         ("published-wall-clock", "published-wall-clock-tasks"),
-        "reppo bench dmc23",
     ),
-    Shown("memory, beside that of a replay memory", ("dmc23",), ("laptop", "balance"), (), "reppo bench dmc23"),
+    Shown("memory, beside that of a replay memory", ("dmc23",), ("laptop", "balance"), ()),
     Shown(
         "128k, 64k and 32k samples for each update",
         ("dmc23",),
         ("parts",),
         ("published-dmc-table", "published-reliability"),
-        "reppo bench dmc23",
     ),
     Shown(
         "success on 8 tasks of ManiSkill, beside PPO",
         ("maniskill8",),
         (),
         ("published-maniskill-efficiency", "published-maniskill", "published-maniskill-tasks", "published-PokeCube-v1"),
-        "reppo bench maniskill8",
     ),
     Shown(
         "humanoids that follow a joystick",
         ("humanoid",),
         (),
         ("published-humanoid", "published-G1JoystickFlatTerrain"),
-        "reppo bench humanoid",
     ),
     Shown(
         "parts taken out: HL-Gauss, auxiliary task, normalisation, KL constraint",
         ("ablations",),
         ("parts",),
         ("published-ablations", "published-ablations-64k", "published-ablations-32k", "published-ablations-table"),
-        "reppo bench ablations",
     ),
     Shown(
         "gradient estimators: pathwise, score_q and score_gae",
         ("ablations",),
         ("estimators", "locomotion", "laptop", "balance"),
         (),
-        "reppo bench ablations",
     ),
 )
 
